@@ -1,0 +1,1 @@
+"""Putting a draft into a prompt: templates, rendered chats, control tokens, shortening."""

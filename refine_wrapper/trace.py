@@ -1,0 +1,132 @@
+"""What happened to each group, on disk: groups.jsonl, one JSON line per finished group."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from refine_wrapper.errors import ConfigError
+from refine_wrapper.types import Draft, GroupOutcome, Prompt
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl; there an append of one line is not shared between processes
+    fcntl = None
+
+FILE_NAME = "groups.jsonl"
+
+
+class TraceWriter:
+    """Appends finished groups to a file that several processes may share.
+
+    Each line is one write under an advisory lock on a file opened for appending, so lines of several processes never
+    mix, and a killed process leaves at most its last line incomplete; :func:`read_trace` skips such a line.
+
+    Args:
+        folder: Where ``groups.jsonl`` goes; made if missing.
+        texts: Whether to write questions, drafts and refinements too.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, texts: bool = False) -> None:
+        self._texts = texts
+        self._path = folder / FILE_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab"):
+                pass
+        except OSError as error:
+            raise ConfigError(f"refine: trace_dir = {str(folder)!r} cannot be written: {error.strerror}.") from None
+
+    def write(self, outcome: GroupOutcome) -> None:
+        """Append one group."""
+        line = json.dumps(trace_record(outcome, texts=self._texts), ensure_ascii=False, default=str)
+        content = (line + "\n").encode("utf-8", errors="replace")
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while content:
+                content = content[os.write(descriptor, content) :]
+        finally:
+            os.close(descriptor)  # releases the lock
+
+
+def read_trace(path: Path) -> list[dict[str, Any]]:
+    """The groups of a trace folder or file; incomplete lines (a process was killed while writing) are left out."""
+    file = path / FILE_NAME if path.is_dir() else path
+    groups: list[dict[str, Any]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            groups.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return groups
+
+
+def trace_record(outcome: GroupOutcome, *, texts: bool) -> dict[str, Any]:
+    """One group as JSON-ready values."""
+    plan = outcome.plan
+    record: dict[str, Any] = {
+        "group_id": plan.group_id,
+        "step": outcome.step,
+        "action": plan.action.value,
+        "cause": plan.cause.value if plan.cause else None,
+        "selected": plan.selection.draft.index if plan.selection else None,
+        "selector": plan.selection.selector if plan.selection else None,
+        "tied": plan.selection.num_tied if plan.selection else None,
+        "draft_shortened": plan.draft_shortened,
+        "drafts": [_draft_record(draft) for draft in plan.drafts_N],
+        "refinements": [
+            {"reward": r.reward, "num_tokens": r.num_tokens, "finished": r.finished} for r in outcome.refinements_G
+        ],
+        "stage1_seconds": round(plan.stage1_seconds, 4),
+        "stage2_seconds": round(outcome.stage2_seconds, 4),
+        "policy_version": outcome.policy_version,
+        "time": round(time.time(), 3),
+    }
+    if texts:
+        record["question"] = _prompt_text(plan.question)
+        record["prompt"] = _prompt_text(plan.prompt)
+        record["draft_text"] = plan.draft_text
+        for entry, draft in zip(record["drafts"], plan.drafts_N, strict=True):
+            entry["text"] = draft.text
+        for entry, refinement in zip(record["refinements"], outcome.refinements_G, strict=True):
+            entry["text"] = refinement.text
+    return record
+
+
+def _draft_record(draft: Draft) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "reward": draft.reward,
+        "num_tokens": draft.num_tokens,
+        "finished": draft.finished,
+        "outcome": draft.outcome.value,
+        "policy_version": draft.policy_version,
+    }
+    if draft.detail:
+        record["detail"] = draft.detail
+    return record
+
+
+def _prompt_text(prompt: Prompt) -> Any:
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": turn.get("role"), "content": _content_text(turn.get("content"))} for turn in prompt]
+
+
+def _content_text(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    parts: list[Any] = content  # pyright: ignore[reportUnknownVariableType]
+    # Images are named, not written: a trace line must stay a line.
+    return [part if isinstance(part, dict) and part.get("type") == "text" else f"<{_type_of(part)}>" for part in parts]  # pyright: ignore[reportUnknownMemberType]
+
+
+def _type_of(part: Any) -> str:
+    return str(part.get("type", "part")) if isinstance(part, dict) else type(part).__name__  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
