@@ -29,12 +29,14 @@ METRICS: Final[Mapping[str, str]] = {
     "refine/drafts_unfinished_share": "Share of drafts that ended at the length limit.",
     "refine/stage1_seconds": "Wall time of Stage 1, mean over groups with drafts.",
     "refine/stage2_seconds": "Wall time of Stage 2, mean over groups.",
+    "refine/draft_failures": "Drafts in the batch that could not be used, for any reason.",
+    "refine/fallbacks": "Groups in the batch that were not refined, for any reason.",
     **{
         f"refine/draft_failures/{outcome.value}": f"Drafts that ended as `{outcome.value}` in the batch."
         for outcome in DraftOutcome
         if outcome is not DraftOutcome.OK
     },
-    **{f"refine/fallback/{cause.value}": f"Groups not refined because of `{cause.value}` in the batch." for cause in FallbackCause},
+    **{f"refine/fallbacks/{cause.value}": f"Groups not refined because of `{cause.value}` in the batch." for cause in FallbackCause},
 }
 """Every metric and what it means. A metric that has no value in a batch (no refined group, say) is left out of it."""
 
@@ -77,12 +79,19 @@ def summarize(
     }
     failures = Counter(draft.outcome for draft in drafts)
     causes = Counter(outcome.plan.cause for outcome in outcomes_P)
+    values["refine/draft_failures"] = len(drafts) - failures[DraftOutcome.OK]
+    values["refine/fallbacks"] = len(outcomes_P) - causes[None]
     for outcome in DraftOutcome:
         if outcome is not DraftOutcome.OK:
             values[f"refine/draft_failures/{outcome.value}"] = failures[outcome]
     for cause in FallbackCause:
-        values[f"refine/fallback/{cause.value}"] = causes[cause]
+        values[f"refine/fallbacks/{cause.value}"] = causes[cause]
     return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def is_cause(name: str) -> bool:
+    """Whether a metric counts one kind of failure. Refiner leaves such a count out of a run until it first happened."""
+    return name.startswith(("refine/draft_failures/", "refine/fallbacks/"))
 
 
 def gradient_active(refinements_G: Sequence[Refinement]) -> bool:

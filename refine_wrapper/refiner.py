@@ -9,7 +9,7 @@ from typing import Any
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.drafts import type_draft
 from refine_wrapper.errors import ConfigError, NoDraftError, PromptError
-from refine_wrapper.metrics import CopyWatch, summarize
+from refine_wrapper.metrics import CopyWatch, is_cause, summarize
 from refine_wrapper.plans.interface import PlanPolicy
 from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.builder import PromptBuilder
@@ -44,23 +44,26 @@ class Refiner:
         config: The resolved settings.
         room: How the host tokenises prompts and how long one may get.
         plugins: The loaded plugins; by default the installed ones and those the configuration names.
-        write_trace: False on all but one of several processes that see the same groups.
+        observe: False on all but one of several processes that see the same groups: no trace, no observers, no warning.
 
     Raises:
         ConfigError, PluginError, TemplateError: At construction, so that a run fails before anything is sampled.
     """
 
     def __init__(
-        self, config: RefineConfig, room: PromptRoom, plugins: Plugins | None = None, *, write_trace: bool = True
+        self, config: RefineConfig, room: PromptRoom, plugins: Plugins | None = None, *, observe: bool = True
     ) -> None:
         self.config = config
         self.plugins = Plugins(config.plugin_modules) if plugins is None else plugins
+        self.room = room
         self.prompts = PromptBuilder(config, self.plugins, room)
         self._selector = _build_selector(config, self.plugins)
         self._plan_policy: PlanPolicy = self.plugins.get("plan", config.plan)()
+        self._observe = observe
         self._copy_watch = CopyWatch()
+        self._causes_seen: set[str] = set()
         self._trace = (
-            TraceWriter(config.trace_dir, texts=config.trace_texts) if config.trace_dir is not None and write_trace else None
+            TraceWriter(config.trace_dir, texts=config.trace_texts) if config.trace_dir is not None and observe else None
         )
 
     def plan_before_drafts(self, group_id: str, question: Prompt) -> GroupPlan | None:
@@ -90,6 +93,12 @@ class Refiner:
     def finish(self, outcomes_P: Sequence[GroupOutcome]) -> dict[str, float]:
         """Take note of finished groups: observers, trace, the warning about copying. Returns the metrics of the batch."""
         metrics = summarize(outcomes_P, max_reward=self.config.max_reward, extract_answer=self._extract_answer)
+        # A screen full of zeros hides what matters; from its first occurrence on a cause is reported always, so that
+        # hosts that average over several batches average over all of them.
+        self._causes_seen |= {name for name, value in metrics.items() if is_cause(name) and value}
+        metrics = {name: value for name, value in metrics.items() if not is_cause(name) or name in self._causes_seen}
+        if not self._observe:
+            return metrics
         self._copy_watch.note(outcomes_P, metrics)
         for outcome in outcomes_P:
             if self._trace is not None:

@@ -52,10 +52,10 @@ class Member:
         if group.stage1 is None:
             group.stage1 = asyncio.ensure_future(self._rollout.run_stage1(group_id, question, sample_draft))
         # Shielded: cancelling this member must not cancel what its siblings are waiting for.
-        group.plan = await asyncio.shield(group.stage1)
-        if not group.stage2_started:
-            group.stage2_started = time.perf_counter()
-        return group.plan
+        plan = await asyncio.shield(group.stage1)
+        if group.plan is None:
+            group.plan, group.stage2_started = plan, time.perf_counter()
+        return plan
 
     def report(
         self, refinement: Refinement, *, step: int | None = None, policy_version: int | str | None = None

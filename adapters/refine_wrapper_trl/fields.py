@@ -1,0 +1,106 @@
+"""RefineFields: the ``refine_*`` settings as fields of a TRL config, so that TrlParser, YAML and code know them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from refine_wrapper.budget import matched_batch_size, matched_group_size
+from refine_wrapper.config import RefineConfig
+from refine_wrapper.config_sources import parse_value, resolve
+from refine_wrapper.errors import ConfigError
+
+PREFIX = "refine_"
+
+
+def _parser_type(annotation: Any) -> Any:
+    """The type as HfArgumentParser understands it. What text it cannot check, RefineConfig checks with a better message."""
+    plain = [part for part in get_args(annotation) if part is not type(None)] if get_origin(annotation) is not None else []
+    kinds = plain or [annotation]
+    for kind in (bool, int, float):
+        if kind in kinds:
+            return Union[kind, None]  # noqa: UP007 - HfArgumentParser of transformers 4 and 5 reads this form
+    if get_origin(annotation) is Literal or annotation is str or "Path" in str(annotation):
+        return Union[str, None]  # noqa: UP007
+    return Union[dict, str, None]  # noqa: UP007 - the form of TRL's own model_init_kwargs: a mapping, or JSON text
+
+
+def _fields() -> list[tuple[str, Any, Any]]:
+    listed: list[tuple[str, Any, Any]] = []
+    for name, setting in RefineConfig.model_fields.items():
+        if name == "enabled":
+            continue  # `refine` itself is the switch
+        text = f"{setting.description} Default: {setting.get_default(call_default_factory=True)!r}."
+        # None means "not stated here": then the environment, a file or the default decides.
+        listed.append((PREFIX + name, _parser_type(setting.annotation), field(default=None, metadata={"help": text.replace("%", "%%")})))
+    return listed
+
+
+@dataclass
+class _Switch:
+    refine: bool = field(
+        default=True,
+        metadata={"help": "Two-stage refinement: sample drafts, put the best into the prompt, train on refinements of it."},
+    )
+    refine_plain_generations: int | None = field(
+        default=None,
+        metadata={"help": "Filled in by refine_match_budget: the group size of the plain run. Leave it unset."},
+    )
+
+
+if TYPE_CHECKING:
+    _Settings = _Switch
+else:
+    _Settings = make_dataclass("_Settings", _fields(), bases=(_Switch,))
+
+
+class RefineFields(_Settings):
+    """Mixin for TRL configs: ``class RefineGRPOConfig(RefineFields, GRPOConfig)`` under ``@dataclass``.
+
+    Raises:
+        ConfigError: From ``__post_init__``, for a bad ``refine_*`` value.
+        BudgetError: If ``refine_match_budget`` cannot make the numbers come out whole.
+    """
+
+    def __post_init__(self) -> None:
+        self.refine_config = self.resolve_refine_config()
+        if self.refine_config.active and self.refine_config.match_budget and self.refine_plain_generations is None:
+            self._match_budget(self.refine_config.num_drafts)
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] - the TRL config that is mixed in
+
+    def resolve_refine_config(self) -> RefineConfig:
+        """The resolved settings: flags, what this config states, environment, file, defaults."""
+        stated: dict[str, Any] = {} if self.refine else {"enabled": False}
+        for setting in fields(_Settings):
+            name = setting.name.removeprefix(PREFIX)
+            value = getattr(self, setting.name)
+            if setting.name in ("refine", "refine_plain_generations") or value is None:
+                continue
+            stated[name] = parse_value(name, value) if isinstance(value, str) else value
+        try:
+            return resolve(host=stated)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (In a TRL config the settings are called refine_..., for example refine_num_drafts=4.)") from None
+
+    def _match_budget(self, num_drafts: int) -> None:
+        """Shrink groups by the N drafts, and batches with them, so that a step keeps its prompts and its completions."""
+        config: Any = self
+        plain = int(config.num_generations)
+        config.num_generations = matched_group_size(plain, num_drafts)
+        config.per_device_train_batch_size = matched_batch_size(
+            config.per_device_train_batch_size, plain, num_drafts, setting="per_device_train_batch_size"
+        )
+        if config.generation_batch_size is not None:
+            config.generation_batch_size = matched_batch_size(
+                config.generation_batch_size, plain, num_drafts, setting="generation_batch_size"
+            )
+        if config.num_generations_eval is None:
+            config.num_generations_eval = plain  # evaluation is the plain run's
+        self.refine_plain_generations = plain
+
+
+def refine_config_class(base: type) -> type:
+    """A TRL config class with the ``refine_*`` fields; the same if it has them already."""
+    if issubclass(base, RefineFields):
+        return base
+    return dataclass(type(f"Refine{base.__name__}", (RefineFields, base), {"__doc__": base.__doc__, "__module__": __name__}))

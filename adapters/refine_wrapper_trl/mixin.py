@@ -1,0 +1,64 @@
+"""The seam: three private methods of TRL's trainers, stable in name and arguments from 1.0 to 1.16.
+
+``_generate_and_score_completions`` only notes which data set rows a batch has. ``_generate`` runs Stage 1 and passes q' on to
+the host. ``_calculate_rewards`` scores refinements against q, because the host's caller keeps its own ``prompts``.
+No host method is copied: TRL's own GRPOWithReplayBufferTrainer did that and silently degenerated (trl #6804).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refine_wrapper.errors import SeamError
+from refine_wrapper_trl.stages import TwoStages
+
+
+class RefineMixin:
+    """Goes before a TRL trainer class: ``class Mine(RefineMixin, GRPOTrainer)``, or :func:`refine_wrapper_trl.refine`.
+
+    Raises:
+        ConfigError, BudgetError, TemplateError, PluginError: At construction, before anything is sampled.
+        SeamError: If a subclass bypasses the methods that refinement stands on.
+    """
+
+    refine_settings: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed, by refine(cls, **settings)
+    _refine_stages: TwoStages | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._refine_start()
+
+    def _refine_start(self) -> None:
+        self._refine_stages = TwoStages.of(self, self.refine_settings)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        host: Any = super()
+        stages = self._refine_stages
+        if stages is None or not stages.applies():
+            return host._generate_and_score_completions(inputs)
+        with stages.batch(inputs):
+            return stages.leave_untrained(host._generate_and_score_completions(inputs))
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        host: Any = super()
+        stages = self._refine_stages
+        if stages is None or stages.in_stage1 or not stages.applies():
+            return host._generate(prompts)
+        if not stages.in_batch:
+            raise SeamError(
+                f"refine: {type(self).__name__} generates without calling _generate_and_score_completions of TRL's trainer, "
+                "so its drafts cannot be scored. It must call super()._generate_and_score_completions(inputs)."
+            )
+        return host._generate(stages.refined_prompts(prompts))
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Any:
+        host: Any = super()
+        stages = self._refine_stages
+        if stages is None or stages.in_stage1 or not stages.in_batch:
+            return host._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        stages.restore_questions(prompts)
+        rewards = host._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        stages.note_refinements(rewards, completion_ids_list)
+        return rewards

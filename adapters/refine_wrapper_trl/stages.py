@@ -1,0 +1,223 @@
+"""Both stages inside one TRL trainer: host objects in, core calls, host objects out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from refine_wrapper.batch import BatchStages, Question
+from refine_wrapper.config import RefineConfig
+from refine_wrapper.errors import SeamError
+from refine_wrapper.launch.report import note_refined
+from refine_wrapper.refiner import Refiner
+from refine_wrapper.types import Action, Refinement, SampledDraft
+
+from refine_wrapper_trl.isolate import stage1_isolated
+from refine_wrapper_trl.start import announce, check_start, prompt_room, resolved_config
+
+
+class TwoStages:
+    """The state of refinement in one trainer. All decisions come from the core's :class:`Refiner`.
+
+    Args:
+        trainer: A TRL trainer with :class:`~refine_wrapper_trl.mixin.RefineMixin`.
+        config: The resolved settings; active.
+    """
+
+    def __init__(self, trainer: Any, config: RefineConfig) -> None:
+        self._trainer = trainer
+        self._refiner = Refiner(config, prompt_room(trainer), observe=trainer.accelerator.is_main_process)
+        self._rows: list[dict[str, Any]] | None = None
+        self._questions: list[Any] = []
+        self._in_place = False
+        self._stages: BatchStages | None = None
+        self._batches_of_step = (-1, 0)
+        self.in_stage1 = False
+
+    @classmethod
+    def of(cls, trainer: Any, settings: Mapping[str, Any]) -> TwoStages | None:
+        """Check and announce refinement for a trainer; None if it is switched off."""
+        config = resolved_config(trainer, settings)
+        if not config.active:
+            return None
+        stages = cls(trainer, config)
+        check_start(trainer, stages._refiner)
+        announce(trainer, stages._refiner)
+        return stages
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether the host is inside a batch whose data set rows are known."""
+        return self._rows is not None
+
+    def applies(self) -> bool:
+        """Whether the host is training, or evaluating and evaluation is to be refined."""
+        return bool(self._trainer.model.training) or self._refiner.config.evaluation == "refine"
+
+    @contextmanager
+    def batch(self, inputs: list[dict[str, Any]]) -> Iterator[None]:
+        """Note the data set rows of a batch for its length; fail if the host never asked for its prompts."""
+        self._rows, self._stages = inputs, None
+        try:
+            yield
+            if self._stages is None:
+                raise SeamError(
+                    f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft was sampled. "
+                    "Call super()._generate(prompts) in your override, or switch refinement off."
+                )
+        finally:
+            self._rows, self._stages, self._questions = None, None, []
+
+    def refined_prompts(self, prompts: list[Any]) -> list[Any]:
+        """Stage 1 of a batch: this rank's q' for this rank's q, row by row."""
+        trainer, rank, num_ranks = self._trainer, self._trainer.accelerator.process_index, self._trainer.accelerator.num_processes
+        group_size = getattr(trainer, _group_size_name(trainer))
+        first_row = rank * len(prompts)
+        # A group's rows are adjacent and may straddle ranks; the rank that has its first row speaks for it.
+        starts = [row for row in range(len(prompts)) if (first_row + row) % group_size == 0]
+        # Column "prompt" stays what the data set has; prompts[row] is what the host made of it (images put in).
+        groups = _gather([(prompts[row], self._rows_of_batch[row]) for row in starts], num_ranks)
+        questions_P = [Question(group_id, group[0]) for group_id, group in zip(self._group_ids(len(groups)), groups, strict=True)]
+        stages = BatchStages(self._refiner, questions_P, num_ranks)
+        share = stages.draft_rows.share(rank, num_ranks)
+        stages.plan(self._sample_drafts([groups[position] for position in share]) if share else [])
+        self._stages = stages
+        note_refined("trl", trainer=type(trainer).__name__, num_drafts=self._refiner.config.num_drafts)
+        rows = stages.rows(group_size)[first_row : first_row + len(prompts)]
+        # Rows that stay plain keep the host's own object.
+        refined = [
+            row.prompt if plan.action is Action.REFINE else own
+            for row, plan, own in zip(rows, self._plans_of_rows(group_size, first_row, len(prompts)), prompts, strict=True)
+        ]
+        self._questions = list(prompts)
+        # A host with images rebuilds pixel inputs from its own list of prompts after generation: it must be q' there too.
+        self._in_place = any(_has_images(prompt) for prompt in prompts)
+        if self._in_place:
+            prompts[:] = refined
+        return refined
+
+    def restore_questions(self, prompts: list[Any]) -> None:
+        """Give the host's own list of prompts its questions back, so that rewards and logs see q."""
+        if self._in_place:
+            prompts[:] = self._questions
+            self._in_place = False
+
+    def note_refinements(self, rewards: torch.Tensor, completion_ids: list[list[int]]) -> None:
+        """Metrics, trace and observers of the finished batch; ``rewards`` has all ranks' rows (rows, reward functions)."""
+        trainer = self._trainer
+        assert self._stages is not None, "refined_prompts comes first"
+        sampled = _gather([self._decode(ids) for ids in completion_ids], trainer.accelerator.num_processes)
+        refinements = [
+            Refinement(text, None if reward != reward else reward, num_tokens, finished)
+            for (text, num_tokens, finished), reward in zip(sampled, self._scalar_rewards(rewards), strict=True)
+        ]
+        step = int(trainer.state.global_step)
+        metrics = self._stages.finish(refinements, step=step, policy_version=step)
+        for name, value in metrics.items():
+            trainer._metrics["train" if trainer.model.training else "eval"][name].append(value)
+
+    def leave_untrained(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Take rows that the plan does not train out of the loss, the way the host masks truncated completions."""
+        trainer = self._trainer
+        assert self._stages is not None, "refined_prompts comes first"
+        if all(plan.trained for plan in self._stages.plans_P):
+            return output
+        num_rows = len(output["completion_mask"])
+        first_row = trainer.accelerator.process_index * num_rows
+        plans = self._plans_of_rows(getattr(trainer, _group_size_name(trainer)), first_row, num_rows)
+        trained = torch.tensor([plan.trained for plan in plans], device=output["completion_mask"].device)
+        output["completion_mask"] = output["completion_mask"] * trained.unsqueeze(1).to(output["completion_mask"].dtype)
+        if "num_items_in_batch" in output:
+            loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
+            output["num_items_in_batch"] = trainer.accelerator.gather(loss_mask.sum()).sum()
+        return output
+
+    @property
+    def _rows_of_batch(self) -> list[dict[str, Any]]:
+        assert self._rows is not None, "batch() comes first"
+        return self._rows
+
+    def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]]) -> list[SampledDraft]:
+        """Sample and score this rank's draft rows by the host's own methods; returns the rows of all ranks, in order."""
+        trainer, num_ranks = self._trainer, self._trainer.accelerator.num_processes
+        prompts = [prompt for prompt, _ in groups]
+        inputs = [dict(row) for _, row in groups]
+        config = self._refiner.config
+        self.in_stage1 = True
+        try:
+            with stage1_isolated(trainer, _group_size_name(trainer), config.num_drafts, len(prompts), config.draft_timeout) as failures:
+                generated = trainer._generate(prompts)
+                completion_ids, completions = generated[1], generated[2 if len(generated) == 3 else 3]
+                _merge_extra_fields(inputs, generated)
+                rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
+        finally:
+            self.in_stage1 = False
+        masks = generated[2] if len(generated) > 3 and generated[2] is not None else [None] * len(completion_ids)
+        version = int(trainer.state.global_step)
+        local = [
+            (*self._decode(ids, mask), *failures.get(row, (None, "")))
+            for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True))
+        ]
+        sampled = _gather(local, num_ranks)
+        return [
+            SampledDraft(text, None if reward != reward else reward, num_tokens, finished, failure, detail, version)
+            for (text, num_tokens, finished, failure, detail), reward in zip(sampled, self._scalar_rewards(rewards), strict=True)
+        ]
+
+    def _scalar_rewards(self, rewards: torch.Tensor) -> list[float]:
+        """The weighted sum the host optimises (its ``sum_then_normalize``), NaN where every function returned None."""
+        weights = self._trainer.reward_weights.to(rewards.device).unsqueeze(0)
+        total = (rewards * weights).nansum(dim=1)
+        total[torch.isnan(rewards).all(dim=1)] = torch.nan
+        return [float(reward) for reward in total.tolist()]
+
+    def _decode(self, token_ids: list[int], mask: list[int] | None = None) -> tuple[str, int, bool]:
+        """Text, number of sampled tokens, and whether it ended by itself. Tool results (mask 0) are not the policy's."""
+        tokenizer = self._refiner.room.tokenizer
+        own = token_ids if mask is None else [token for token, kept in zip(token_ids, mask, strict=True) if kept]
+        ids = [int(token) for token in own]
+        return tokenizer.decode(ids, skip_special_tokens=True), len(ids), bool(ids) and ids[-1] in self._ends
+
+    @property
+    def _ends(self) -> set[int]:
+        tokenizer: Any = self._refiner.room.tokenizer
+        several = getattr(self._trainer, "eos_token_ids", None)  # TRL knows several since 1.15; before, the tokenizer's
+        return {*(several or ()), tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def _plans_of_rows(self, group_size: int, first_row: int, num_rows: int) -> list[Any]:
+        assert self._stages is not None
+        return [self._stages.plans_P[row // group_size] for row in range(first_row, first_row + num_rows)]
+
+    def _group_ids(self, num_groups: int) -> list[str]:
+        """Ids that are the same on every rank and differ between batches, also where a step has several."""
+        step = int(self._trainer.state.global_step)
+        count = self._batches_of_step[1] + 1 if self._batches_of_step[0] == step else 0
+        self._batches_of_step = (step, count)
+        mode = "train" if self._trainer.model.training else "eval"
+        return [f"{mode}-{step}-{count}-{position}" for position in range(num_groups)]
+
+
+def _group_size_name(trainer: Any) -> str:
+    return "num_generations" if trainer.model.training else "num_generations_eval"
+
+
+def _gather(objects: list[Any], num_ranks: int) -> list[Any]:
+    return gather_object(objects) if num_ranks > 1 else objects
+
+
+def _has_images(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and any(
+        isinstance(turn.get("content"), list) and any(part.get("type") == "image" for part in turn["content"]) for turn in prompt
+    )
+
+
+def _merge_extra_fields(inputs: list[dict[str, Any]], generated: tuple[Any, ...]) -> None:
+    """What a user's rollout_func returns beside tokens is reward input, as in the host's _generate_and_score_completions."""
+    for extra_fields in generated:
+        if isinstance(extra_fields, dict):
+            for name, values in extra_fields.items():
+                for row, value in zip(inputs, values if isinstance(values, list) else [values] * len(inputs), strict=False):
+                    row[name] = value

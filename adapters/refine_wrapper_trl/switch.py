@@ -1,0 +1,43 @@
+"""Called by the launch hook of ``refine-wrapper run`` right after a TRL module was executed: swaps its classes.
+
+The swapped classes keep the host's ``__name__``, ``__qualname__`` and ``__module__``, so that pickling, telemetry and checkpoints
+see no difference, and every later ``from trl import GRPOTrainer`` gets them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+from refine_wrapper.errors import SeamError
+
+
+def switch_config(module: ModuleType) -> None:
+    """Swap ``GRPOConfig`` or ``RLOOConfig`` for one with the ``refine_*`` fields."""
+    from refine_wrapper_trl.fields import RefineFields
+
+    base = _class_of(module, "Config")
+    setattr(module, base.__name__, dataclass(_like(base, (RefineFields, base))))
+
+
+def switch_trainer(module: ModuleType) -> None:
+    """Swap ``GRPOTrainer`` or ``RLOOTrainer`` for one that refines."""
+    from refine_wrapper_trl.mixin import RefineMixin
+
+    base = _class_of(module, "Trainer")
+    setattr(module, base.__name__, _like(base, (RefineMixin, base)))
+
+
+def _class_of(module: ModuleType, suffix: str) -> type:
+    """``trl.trainer.grpo_trainer`` has ``GRPOTrainer``."""
+    name = module.__name__.rpartition(".")[2].partition("_")[0].upper() + suffix
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        raise SeamError(f"refine: {module.__name__} has no class {name}. Run `refine-wrapper doctor`; supported is TRL 1.0 to 1.16.")
+    return found
+
+
+def _like(base: type, bases: tuple[type, ...]) -> type:
+    swapped = type(base.__name__, bases, {"__module__": base.__module__, "__doc__": base.__doc__})
+    swapped.__qualname__ = base.__qualname__
+    return swapped
