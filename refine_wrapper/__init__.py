@@ -1,6 +1,7 @@
 """refine-wrapper: two-stage refinement (iGRPO, arXiv 2602.09000) around the RL objective you already train.
 
-The core is backend-neutral: it imports neither torch nor a host. Hosts are adapters, for example ``refine_wrapper_trl``.
+The core is backend-neutral: it imports neither torch nor a host. Hosts are adapters, for example
+``refine_wrapper_trl``.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """The same bookkeeping for hosts that work on whole synchronous batches, whose groups may straddle processes.
 
-Rows are ordered rank-major and each group's rows are adjacent, as TRL's samplers lay them out: the group of global row r
-is r // G. Stage 1 is laid out the same way with N rows a group. Every rank calls the same functions with the same
+Rows are ordered rank-major and each group's rows are adjacent, as TRL's samplers lay them out: the group of global
+row r is r // G. Stage 1 is laid out the same way with N rows a group. Every rank calls the same functions with the same
 gathered arguments and so comes to the same plans; nothing is decided on one rank alone.
 """
 
@@ -30,7 +30,8 @@ class DraftRows:
     Attributes:
         groups: For every global draft row, the position of its group in the batch. N adjacent rows per group. Where
             the rows do not divide evenly over the ranks, whole groups are repeated at the end; see ``num_real``.
-        num_real: Rows that belong to a group; the rest is padding, sampled because hosts need equal shares, then dropped.
+        num_real: Rows that belong to a group; the rest is padding, sampled because hosts need equal shares, then
+            dropped.
     """
 
     groups: tuple[int, ...]

@@ -34,7 +34,10 @@ class CompletionBudget:
 
     def describe(self) -> str:
         """One sentence for the screen."""
-        total = f"N={self.num_drafts} drafts + G={self.num_refinements} refinements = {self.completions} completions per prompt"
+        total = (
+            f"N={self.num_drafts} drafts + G={self.num_refinements} refinements = {self.completions} completions per "
+            "prompt"
+        )
         if self.matched:
             return f"{total}, as many as the plain run samples"
         return f"{total}; the plain run samples {self.baseline}"
@@ -49,7 +52,8 @@ def matched_group_size(baseline: int, num_drafts: int, *, smallest: int = 2) -> 
     group_size = baseline - num_drafts
     if group_size < smallest:
         raise BudgetError(
-            f"refine: {num_drafts} drafts leave {group_size} refinements of a group of {baseline}; at least {smallest} are "
+            f"refine: {num_drafts} drafts leave {group_size} refinements of a group of {baseline}; at least "
+            f"{smallest} are "
             f"needed. Set num_drafts to at most {baseline - smallest}, raise the group size to at least "
             f"{num_drafts + smallest}, or switch match_budget off."
         )
@@ -72,8 +76,10 @@ def matched_batch_size(rows: int, baseline: int, num_drafts: int, *, setting: st
     if rows * group_size % baseline:
         step = baseline // gcd(baseline, group_size)
         raise BudgetError(
-            f"refine: match_budget cannot keep the prompts per step: {setting}={rows} x {group_size}/{baseline} is not whole. "
-            f"Set {setting} to a multiple of {step}, for example {max(step, rows // step * step)} or {(rows // step + 1) * step}."
+            f"refine: match_budget cannot keep the prompts per step: {setting}={rows} x {group_size}/{baseline} is "
+            f"not whole. "
+            f"Set {setting} to a multiple of {step}, for example {max(step, rows // step * step)} or "
+            f"{(rows // step + 1) * step}."
         )
     return rows * group_size // baseline
 
@@ -122,7 +128,9 @@ def check_room(
         if draft_tokens is not None and draft_tokens > 1:
             fixes.append("or lower refine.draft_tokens")
         raise BudgetError(
-            f"refine: {model_setting}={model_length} cannot hold a refined prompt: {answer_setting}={answer_tokens} leaves "
-            f"{max(0, max_prompt_tokens)} tokens, and the template ({overhead_tokens}), the draft ({draft_tokens or 'at least 1'}) and a "
+            f"refine: {model_setting}={model_length} cannot hold a refined prompt: {answer_setting}={answer_tokens} "
+            f"leaves "
+            f"{max(0, max_prompt_tokens)} tokens, and the template ({overhead_tokens}), the draft "
+            f"({draft_tokens or 'at least 1'}) and a "
             f"question need {needed} or more. {fixes[0][0].upper()}{', '.join(fixes)[1:]}."
         )

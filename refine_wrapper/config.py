@@ -32,7 +32,8 @@ class RefineConfig(BaseModel):
     )
     selector: str = Field("best", description="Which draft goes into the prompt; see `refine-wrapper plugins`.")
     selector_options: dict[str, Any] = Field(
-        default_factory=dict[str, Any], description="Options of the selector, e.g. a format pattern for worst_formatted."
+        default_factory=dict[str, Any],
+        description="Options of the selector, e.g. a format pattern for worst_formatted.",
     )
     template: str = Field(
         "append", description="How the draft is put into the prompt: `append`, `turns`, a plugin's, or a template file."
@@ -47,7 +48,9 @@ class RefineConfig(BaseModel):
     on_no_draft: Literal["plain", "skip", "error"] = Field(
         "plain", description="No usable draft: train the group on q itself, leave it untrained, or stop the run."
     )
-    refine_share: float = Field(1.0, ge=0.0, le=1.0, description="Share of prompt groups that are refined; the rest stays plain.")
+    refine_share: float = Field(
+        1.0, ge=0.0, le=1.0, description="Share of prompt groups that are refined; the rest stays plain."
+    )
     plan: str = Field("paper", description="Policy that decides per group after Stage 1; `paper` refines every group.")
     evaluation: Literal["single_shot", "refine"] = Field(
         "single_shot", description="Evaluate as the plain host does (the method's definition), or through both stages."
@@ -56,11 +59,17 @@ class RefineConfig(BaseModel):
         1.0, description="The highest reward there is; tells `already right` drafts apart in selection and metrics."
     )
     draft_timeout: float | None = Field(
-        None, gt=0, description="Seconds one draft may take, sampling and scoring (asynchronous hosts and async rewards)."
+        None,
+        gt=0,
+        description="Seconds one draft may take, sampling and scoring (asynchronous hosts and async rewards).",
     )
     seed: int = Field(0, description="Seed of every random choice made here (selector `random`, `refine_share`).")
-    trace_dir: Path | None = Field(None, description="Folder for groups.jsonl: one line per finished group. Unset: none.")
-    trace_texts: bool = Field(False, description="Write questions, drafts and refinements into the trace, not only numbers.")
+    trace_dir: Path | None = Field(
+        None, description="Folder for groups.jsonl: one line per finished group. Unset: none."
+    )
+    trace_texts: bool = Field(
+        False, description="Write questions, drafts and refinements into the trace, not only numbers."
+    )
     plugin_modules: tuple[str, ...] = Field(
         (), description="Python modules to load as plugins, beside installed ones (flag: --plugin)."
     )

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -35,7 +35,14 @@ PLUGINS_VARIABLE = "REFINE_WRAPPER_PLUGINS"
 LAUNCH_VARIABLE = "REFINE_WRAPPER_LAUNCH"
 CACHE_VARIABLE = "REFINE_WRAPPER_CACHE"
 _NOT_SETTINGS = frozenset(
-    {CONFIG_FILE_VARIABLE, FLAGS_VARIABLE, PLUGINS_VARIABLE, LAUNCH_VARIABLE, CACHE_VARIABLE, "REFINE_WRAPPER_TEST_INSTALLED"}
+    {
+        CONFIG_FILE_VARIABLE,
+        FLAGS_VARIABLE,
+        PLUGINS_VARIABLE,
+        LAUNCH_VARIABLE,
+        CACHE_VARIABLE,
+        "REFINE_WRAPPER_TEST_INSTALLED",
+    }
 )
 
 _STRUCTURED = frozenset({"selector_options", "plugin_modules"})
@@ -80,11 +87,13 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"refine: {str(path)!r} is not valid YAML: {error}") from None
     if content is None:
         return {}
-    if isinstance(content, dict) and set(content) == {"refine"}:  # pyright: ignore[reportUnknownArgumentType]
-        content = content["refine"]
     if not isinstance(content, dict):
-        raise ConfigError(f"refine: {str(path)!r} must hold a mapping such as 'num_drafts: 4', not {type(content).__name__}.")
-    settings: dict[str, Any] = {str(name): value for name, value in content.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        raise ConfigError(
+            f"refine: {str(path)!r} must hold a mapping such as 'num_drafts: 4', not {type(content).__name__}."
+        )
+    settings = cast("dict[str, Any]", content)
+    if set(settings) == {"refine"} and isinstance(settings["refine"], dict):
+        settings = cast("dict[str, Any]", settings["refine"])
     _refuse_unknown(settings, f"in {str(path)!r}")
     return settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.thinking import strip_thinking

@@ -41,7 +41,10 @@ def register_templates() -> Mapping[str, Template]:  # pyright: ignore[reportRet
 
 @hookspec
 def register_plans() -> Mapping[str, type[PlanPolicy]]:  # pyright: ignore[reportReturnType]
-    """Policies that decide what happens to a group after Stage 1, for ``plan=NAME``. Called once by the plugin manager."""
+    """Policies that decide what happens to a group after Stage 1, for ``plan=NAME``.
+
+    Called once by the plugin manager.
+    """
 
 
 @hookspec
@@ -89,7 +92,10 @@ def build_prompt(question: Prompt, draft: str, room: PromptRoom, config: RefineC
 
 @hookspec(firstresult=True)
 def extract_answer(text: str) -> str | None:
-    """The final answer in a completion, for the copy rate. None leaves it to the package's rule (boxed, tagged, whole)."""
+    """The final answer in a completion, for the copy rate.
+
+    None leaves it to the package's rule (boxed, tagged, whole).
+    """
 
 
 # Observers: all called.

@@ -36,7 +36,10 @@ METRICS: Final[Mapping[str, str]] = {
         for outcome in DraftOutcome
         if outcome is not DraftOutcome.OK
     },
-    **{f"refine/fallbacks/{cause.value}": f"Groups not refined because of `{cause.value}` in the batch." for cause in FallbackCause},
+    **{
+        f"refine/fallbacks/{cause.value}": f"Groups not refined because of `{cause.value}` in the batch."
+        for cause in FallbackCause
+    },
 }
 """Every metric and what it means. A metric that has no value in a batch (no refined group, say) is left out of it."""
 
@@ -60,7 +63,9 @@ def summarize(
         "refine/refined_share": _mean(outcome.plan.action is Action.REFINE for outcome in outcomes_P),
         "refine/draft_reward_mean": _mean(d.reward for d in drafts if d.reward is not None),
         "refine/draft_reward_best": _mean(
-            max(rewards) for o in with_drafts if (rewards := [d.reward for d in o.plan.drafts_N if d.reward is not None])
+            max(rewards)
+            for o in with_drafts
+            if (rewards := [d.reward for d in o.plan.drafts_N if d.reward is not None])
         ),
         "refine/draft_reward_selected": _mean(_selected_reward(outcome) for outcome in refined),
         "refine/refinement_reward": _mean(r.reward for o in refined for r in o.refinements_G if r.reward is not None),
@@ -139,7 +144,8 @@ class CopyWatch:
 
 def _selected_reward(outcome: GroupOutcome) -> float:
     selection = outcome.plan.selection
-    assert selection is not None and selection.draft.reward is not None, "a refined group has a scored draft"
+    assert selection is not None, "a refined group has a selected draft"
+    assert selection.draft.reward is not None, "a selected draft has a reward"
     return selection.draft.reward
 
 

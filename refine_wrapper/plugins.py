@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pluggy
 
@@ -81,7 +81,9 @@ class Plugins:
         try:
             return self._registries[kind][name][0]
         except KeyError:
-            raise PluginError(f"refine: unknown {kind} {name!r}. {did_you_mean(name, self._registries[kind])}") from None
+            raise PluginError(
+                f"refine: unknown {kind} {name!r}. {did_you_mean(name, self._registries[kind])}"
+            ) from None
 
     def owner(self, kind: str, name: str) -> str:
         """Name of the plugin that registered it."""
@@ -122,7 +124,9 @@ class Plugins:
             self._register(plugin, entry_point.name)
         if third_parties and allowed and not allowed <= found:
             missing = sorted(allowed - found)[0]
-            raise PluginError(f"refine: {PLUGINS_VARIABLE} names {missing!r}, which is not installed. {did_you_mean(missing, found)}")
+            raise PluginError(
+                f"refine: {PLUGINS_VARIABLE} names {missing!r}, which is not installed. {did_you_mean(missing, found)}"
+            )
 
     def _check_unknown_hooks(self) -> None:
         known = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]
@@ -151,13 +155,14 @@ class Plugins:
             registered = implementation.function()
             if not isinstance(registered, Mapping):
                 raise PluginError(f"refine: {where} must return a mapping of names, not {type(registered).__name__}.")
-            for name, value in registered.items():  # pyright: ignore[reportUnknownVariableType]
+            for name, value in cast("Mapping[str, Any]", registered).items():
                 # Objectives of one name may come from several plugins, one for each host.
-                if kind == "objective" and name in collected and not set(collected[name][0]) & set(value):  # pyright: ignore[reportUnknownArgumentType]
+                if kind == "objective" and name in collected and not set(collected[name][0]) & set(value):
                     value = {**collected[name][0], **value}
                 elif name in collected:
                     raise PluginError(
-                        f"refine: {where} registers the {kind} {name!r}, which plugin {collected[name][1]!r} registered "
+                        f"refine: {where} registers the {kind} {name!r}, which plugin {collected[name][1]!r} "
+                        f"registered "
                         "already. Give it another name."
                     )
                 collected[name] = (value, plugin)

@@ -63,11 +63,13 @@ class Refiner:
         self._copy_watch = CopyWatch()
         self._causes_seen: set[str] = set()
         self._trace = (
-            TraceWriter(config.trace_dir, texts=config.trace_texts) if config.trace_dir is not None and observe else None
+            TraceWriter(config.trace_dir, texts=config.trace_texts)
+            if config.trace_dir is not None and observe
+            else None
         )
 
     def plan_before_drafts(self, group_id: str, question: Prompt) -> GroupPlan | None:
-        """What is known of a group without any draft: a finished plan (no Stage 1 needed), or None (sample N drafts)."""
+        """What is known of a group before Stage 1: a finished plan (no drafts needed), or None (sample N drafts)."""
         share = self.config.refine_share
         if not self.config.active or (share < 1.0 and draw(self.config.seed, group_id, "refine_share") >= share):
             return GroupPlan(group_id, Action.PLAIN, question, question, cause=FallbackCause.NOT_CHOSEN)
@@ -91,7 +93,10 @@ class Refiner:
         return replace(decided, stage1_seconds=stage1_seconds)
 
     def finish(self, outcomes_P: Sequence[GroupOutcome]) -> dict[str, float]:
-        """Take note of finished groups: observers, trace, the warning about copying. Returns the metrics of the batch."""
+        """Take note of finished groups: observers, trace, the warning about copying.
+
+        Returns the metrics of the batch.
+        """
         metrics = summarize(outcomes_P, max_reward=self.config.max_reward, extract_answer=self._extract_answer)
         # A screen full of zeros hides what matters; from its first occurrence on a cause is reported always, so that
         # hosts that average over several batches average over all of them.
@@ -175,5 +180,6 @@ def _build_selector(config: RefineConfig, plugins: Plugins) -> Selector:
     except TypeError:
         fields = ", ".join(getattr(selector, "__dataclass_fields__", {})) or "none"
         raise ConfigError(
-            f"refine: selector {config.selector!r} does not take the options {sorted(config.selector_options)}. It has: {fields}."
+            f"refine: selector {config.selector!r} does not take the options {sorted(config.selector_options)}. It "
+            f"has: {fields}."
         ) from None

@@ -1,14 +1,16 @@
 """The two stages of one prompt on asynchronous hosts: the one place where their order lives.
 
-All G members of a group ask for the plan; the first arrival starts Stage 1, the others await the same task. A member that
-is cancelled does not take Stage 1 away from its siblings; when nobody is left who wants it, it is cancelled and forgotten.
+All G members of a group ask for the plan; the first arrival starts Stage 1, the others await the same task. A member
+that
+is cancelled does not take Stage 1 away from its siblings; when nobody is left who wants it, it is cancelled and
+forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Hashable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -87,7 +89,7 @@ class Rollout:
         return len(self._groups)
 
     @contextmanager
-    def join(self, key: Hashable, num_members: int) -> Iterator[Member]:
+    def join(self, key: Hashable, num_members: int) -> Generator[Member]:
         """Be a member of the group ``key`` for the length of a ``with`` block.
 
         Args:
@@ -107,7 +109,10 @@ class Rollout:
                 self.discard(key)
 
     def discard(self, key: Hashable) -> None:
-        """Forget a group: cancel its Stage 1 if that still runs, pass it to the observers if it finished. Idempotent."""
+        """Forget a group: cancel its Stage 1 if that still runs, pass it to the observers if it finished.
+
+        Idempotent.
+        """
         group = self._groups.pop(key, None)
         if group is None:
             return

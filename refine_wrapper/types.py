@@ -140,7 +140,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """One refinement row of a host batch: the prompt it is sampled from and trained under, and whether it is trained."""
+    """One refinement row of a host batch: the prompt it is sampled from and trained under, and if it is trained."""
 
     group_id: str
     prompt: Prompt

@@ -1,7 +1,7 @@
 """Two-stage refinement inside TRL's own trainers.
 
-In a script of your own, replace ``GRPOConfig`` and ``GRPOTrainer`` by ``RefineGRPOConfig`` and ``RefineGRPOTrainer``, or
-wrap any trainer class (or a live trainer) with :func:`refine`. A script you do not want to touch is switched on by
+In a script of your own, replace ``GRPOConfig`` and ``GRPOTrainer`` by ``RefineGRPOConfig`` and
+``RefineGRPOTrainer``, or wrap any trainer class (or a live trainer) with :func:`refine`. A script you do not want to touch is switched on by
 ``refine-wrapper run --refine.num_drafts 4 -- python train.py``.
 """
 

@@ -14,15 +14,20 @@ PREFIX = "refine_"
 
 
 def _parser_type(annotation: Any) -> Any:
-    """The type as HfArgumentParser understands it. What text it cannot check, RefineConfig checks with a better message."""
-    plain = [part for part in get_args(annotation) if part is not type(None)] if get_origin(annotation) is not None else []
+    """The type as HfArgumentParser understands it.
+
+    What text it cannot check, RefineConfig checks with a better message.
+    """
+    plain = (
+        [part for part in get_args(annotation) if part is not type(None)] if get_origin(annotation) is not None else []
+    )
     kinds = plain or [annotation]
     for kind in (bool, int, float):
         if kind in kinds:
             return Union[kind, None]  # noqa: UP007 - HfArgumentParser of transformers 4 and 5 reads this form
     if get_origin(annotation) is Literal or annotation is str or "Path" in str(annotation):
         return Union[str, None]  # noqa: UP007
-    return Union[dict, str, None]  # noqa: UP007 - the form of TRL's own model_init_kwargs: a mapping, or JSON text
+    return Union[dict[str, Any], str, None]  # noqa: UP007 - the form of TRL's own model_init_kwargs: a mapping, or JSON text
 
 
 def _fields() -> list[tuple[str, Any, Any]]:
@@ -32,7 +37,13 @@ def _fields() -> list[tuple[str, Any, Any]]:
             continue  # `refine` itself is the switch
         text = f"{setting.description} Default: {setting.get_default(call_default_factory=True)!r}."
         # None means "not stated here": then the environment, a file or the default decides.
-        listed.append((PREFIX + name, _parser_type(setting.annotation), field(default=None, metadata={"help": text.replace("%", "%%")})))
+        listed.append(
+            (
+                PREFIX + name,
+                _parser_type(setting.annotation),
+                field(default=None, metadata={"help": text.replace("%", "%%")}),
+            )
+        )
     return listed
 
 
@@ -40,7 +51,9 @@ def _fields() -> list[tuple[str, Any, Any]]:
 class _Switch:
     refine: bool = field(
         default=True,
-        metadata={"help": "Two-stage refinement: sample drafts, put the best into the prompt, train on refinements of it."},
+        metadata={
+            "help": "Two-stage refinement: sample drafts, put the best into the prompt, train on refinements of it."
+        },
     )
     refine_plain_generations: int | None = field(
         default=None,
@@ -80,10 +93,12 @@ class RefineFields(_Settings):
         try:
             return resolve(host=stated)
         except ConfigError as error:
-            raise ConfigError(f"{error} (In a TRL config the settings are called refine_..., for example refine_num_drafts=4.)") from None
+            raise ConfigError(
+                f"{error} (In a TRL config the settings are called refine_..., for example refine_num_drafts=4.)"
+            ) from None
 
     def _match_budget(self, num_drafts: int) -> None:
-        """Shrink groups by the N drafts, and batches with them, so that a step keeps its prompts and its completions."""
+        """Shrink groups by the N drafts, and batches with them: a step keeps its prompts and its completions."""
         config: Any = self
         plain = int(config.num_generations)
         config.num_generations = matched_group_size(plain, num_drafts)
@@ -103,4 +118,6 @@ def refine_config_class(base: type) -> type:
     """A TRL config class with the ``refine_*`` fields; the same if it has them already."""
     if issubclass(base, RefineFields):
         return base
-    return dataclass(type(f"Refine{base.__name__}", (RefineFields, base), {"__doc__": base.__doc__, "__module__": __name__}))
+    return dataclass(
+        type(f"Refine{base.__name__}", (RefineFields, base), {"__doc__": base.__doc__, "__module__": __name__})
+    )

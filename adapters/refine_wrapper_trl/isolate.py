@@ -7,11 +7,12 @@ import functools
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
 from refine_wrapper.rewards.scalar import scalar
 from refine_wrapper.types import DraftOutcome
 
@@ -24,7 +25,7 @@ _TOOL_DICTS = ("_sync_tool_dicts", "_async_tool_dicts")
 @contextmanager
 def stage1_isolated(
     trainer: Any, group_size_name: str, num_drafts: int, num_rows: int, timeout: float | None
-) -> Iterator[Failures]:
+) -> Generator[Failures]:
     """Have the host work with N rows a group, guarded reward functions, and a scratch place for what it logs."""
     mode = "train" if trainer.model.training else "eval"
     failures: Failures = {}
@@ -58,13 +59,15 @@ def _guarded(function: Any, failures: Failures, timeout: float | None) -> Any:
     """
     if isinstance(function, torch.nn.Module):
         return function
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         async def guarded_async(**kwargs: Any) -> list[float | None]:
             try:
                 returned = await asyncio.wait_for(function(**kwargs), timeout)
             except (asyncio.TimeoutError, TimeoutError):
-                return _all_failed(failures, kwargs, DraftOutcome.TIMEOUT, f"reward took longer than draft_timeout={timeout} s")
+                return _all_failed(
+                    failures, kwargs, DraftOutcome.TIMEOUT, f"reward took longer than draft_timeout={timeout} s"
+                )
             except Exception as error:
                 return _all_failed(failures, kwargs, DraftOutcome.REWARD_EXCEPTION, f"{type(error).__name__}: {error}")
             return _checked(failures, kwargs, returned)

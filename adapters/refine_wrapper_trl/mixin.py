@@ -1,7 +1,7 @@
 """The seam: three private methods of TRL's trainers, stable in name and arguments from 1.0 to 1.16.
 
-``_generate_and_score_completions`` only notes which data set rows a batch has. ``_generate`` runs Stage 1 and passes q' on to
-the host. ``_calculate_rewards`` scores refinements against q, because the host's caller keeps its own ``prompts``.
+``_generate_and_score_completions`` only notes which data set rows a batch has. ``_generate`` runs Stage 1 and passes
+q' on to the host. ``_calculate_rewards`` scores refinements against q, because the host's caller keeps its own ``prompts``.
 No host method is copied: TRL's own GRPOWithReplayBufferTrainer did that and silently degenerated (trl #6804).
 """
 
@@ -46,13 +46,17 @@ class RefineMixin:
             return host._generate(prompts)
         if not stages.in_batch:
             raise SeamError(
-                f"refine: {type(self).__name__} generates without calling _generate_and_score_completions of TRL's trainer, "
-                "so its drafts cannot be scored. It must call super()._generate_and_score_completions(inputs)."
+                f"refine: {type(self).__name__} generates without calling _generate_and_score_completions of TRL's "
+                "trainer, so its drafts cannot be scored. It must call super()._generate_and_score_completions(inputs)."
             )
         return host._generate(stages.refined_prompts(prompts))
 
     def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
     ) -> Any:
         host: Any = super()
         stages = self._refine_stages

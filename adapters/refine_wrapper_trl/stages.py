@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+
 from refine_wrapper.batch import BatchStages, Question
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import SeamError
 from refine_wrapper.launch.report import note_refined
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import Action, Refinement, SampledDraft
-
 from refine_wrapper_trl.isolate import stage1_isolated
 from refine_wrapper_trl.start import announce, check_start, prompt_room, resolved_config
 
@@ -58,14 +58,15 @@ class TwoStages:
         return bool(self._trainer.model.training) or self._refiner.config.evaluation == "refine"
 
     @contextmanager
-    def batch(self, inputs: list[dict[str, Any]]) -> Iterator[None]:
+    def batch(self, inputs: list[dict[str, Any]]) -> Generator[None]:
         """Note the data set rows of a batch for its length; fail if the host never asked for its prompts."""
         self._rows, self._stages = inputs, None
         try:
             yield
             if self._stages is None:
                 raise SeamError(
-                    f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft was sampled. "
+                    f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft was "
+                    "sampled. "
                     "Call super()._generate(prompts) in your override, or switch refinement off."
                 )
         finally:
@@ -73,14 +74,17 @@ class TwoStages:
 
     def refined_prompts(self, prompts: list[Any]) -> list[Any]:
         """Stage 1 of a batch: this rank's q' for this rank's q, row by row."""
-        trainer, rank, num_ranks = self._trainer, self._trainer.accelerator.process_index, self._trainer.accelerator.num_processes
+        trainer = self._trainer
+        rank, num_ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
         group_size = getattr(trainer, _group_size_name(trainer))
         first_row = rank * len(prompts)
         # A group's rows are adjacent and may straddle ranks; the rank that has its first row speaks for it.
         starts = [row for row in range(len(prompts)) if (first_row + row) % group_size == 0]
         # Column "prompt" stays what the data set has; prompts[row] is what the host made of it (images put in).
         groups = _gather([(prompts[row], self._rows_of_batch[row]) for row in starts], num_ranks)
-        questions_P = [Question(group_id, group[0]) for group_id, group in zip(self._group_ids(len(groups)), groups, strict=True)]
+        questions_P = [
+            Question(group_id, group[0]) for group_id, group in zip(self._group_ids(len(groups)), groups, strict=True)
+        ]
         stages = BatchStages(self._refiner, questions_P, num_ranks)
         share = stages.draft_rows.share(rank, num_ranks)
         stages.plan(self._sample_drafts([groups[position] for position in share]) if share else [])
@@ -90,10 +94,12 @@ class TwoStages:
         # Rows that stay plain keep the host's own object.
         refined = [
             row.prompt if plan.action is Action.REFINE else own
-            for row, plan, own in zip(rows, self._plans_of_rows(group_size, first_row, len(prompts)), prompts, strict=True)
+            for row, plan, own in zip(
+                rows, self._plans_of_rows(group_size, first_row, len(prompts)), prompts, strict=True
+            )
         ]
         self._questions = list(prompts)
-        # A host with images rebuilds pixel inputs from its own list of prompts after generation: it must be q' there too.
+        # A host with images rebuilds pixel inputs from its own list of prompts after generation: put q' there too.
         self._in_place = any(_has_images(prompt) for prompt in prompts)
         if self._in_place:
             prompts[:] = refined
@@ -106,7 +112,7 @@ class TwoStages:
             self._in_place = False
 
     def note_refinements(self, rewards: torch.Tensor, completion_ids: list[list[int]]) -> None:
-        """Metrics, trace and observers of the finished batch; ``rewards`` has all ranks' rows (rows, reward functions)."""
+        """Metrics, trace and observers of the finished batch; ``rewards``: all ranks' rows x reward functions."""
         trainer = self._trainer
         assert self._stages is not None, "refined_prompts comes first"
         sampled = _gather([self._decode(ids) for ids in completion_ids], trainer.accelerator.num_processes)
@@ -141,14 +147,16 @@ class TwoStages:
         return self._rows
 
     def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]]) -> list[SampledDraft]:
-        """Sample and score this rank's draft rows by the host's own methods; returns the rows of all ranks, in order."""
+        """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order."""
         trainer, num_ranks = self._trainer, self._trainer.accelerator.num_processes
         prompts = [prompt for prompt, _ in groups]
         inputs = [dict(row) for _, row in groups]
         config = self._refiner.config
         self.in_stage1 = True
         try:
-            with stage1_isolated(trainer, _group_size_name(trainer), config.num_drafts, len(prompts), config.draft_timeout) as failures:
+            with stage1_isolated(
+                trainer, _group_size_name(trainer), config.num_drafts, len(prompts), config.draft_timeout
+            ) as failures:
                 generated = trainer._generate(prompts)
                 completion_ids, completions = generated[1], generated[2 if len(generated) == 3 else 3]
                 _merge_extra_fields(inputs, generated)
@@ -164,7 +172,9 @@ class TwoStages:
         sampled = _gather(local, num_ranks)
         return [
             SampledDraft(text, None if reward != reward else reward, num_tokens, finished, failure, detail, version)
-            for (text, num_tokens, finished, failure, detail), reward in zip(sampled, self._scalar_rewards(rewards), strict=True)
+            for (text, num_tokens, finished, failure, detail), reward in zip(
+                sampled, self._scalar_rewards(rewards), strict=True
+            )
         ]
 
     def _scalar_rewards(self, rewards: torch.Tensor) -> list[float]:
@@ -175,7 +185,10 @@ class TwoStages:
         return [float(reward) for reward in total.tolist()]
 
     def _decode(self, token_ids: list[int], mask: list[int] | None = None) -> tuple[str, int, bool]:
-        """Text, number of sampled tokens, and whether it ended by itself. Tool results (mask 0) are not the policy's."""
+        """Text, number of sampled tokens, and whether it ended by itself.
+
+        Tool results (mask 0) are not the policy's.
+        """
         tokenizer = self._refiner.room.tokenizer
         own = token_ids if mask is None else [token for token, kept in zip(token_ids, mask, strict=True) if kept]
         ids = [int(token) for token in own]
@@ -210,14 +223,17 @@ def _gather(objects: list[Any], num_ranks: int) -> list[Any]:
 
 def _has_images(prompt: Any) -> bool:
     return not isinstance(prompt, str) and any(
-        isinstance(turn.get("content"), list) and any(part.get("type") == "image" for part in turn["content"]) for turn in prompt
+        isinstance(turn.get("content"), list) and any(part.get("type") == "image" for part in turn["content"])
+        for turn in prompt
     )
 
 
 def _merge_extra_fields(inputs: list[dict[str, Any]], generated: tuple[Any, ...]) -> None:
-    """What a user's rollout_func returns beside tokens is reward input, as in the host's _generate_and_score_completions."""
+    """What a user's rollout_func returns beside tokens is reward input, as in the host's own scoring."""
     for extra_fields in generated:
         if isinstance(extra_fields, dict):
             for name, values in extra_fields.items():
-                for row, value in zip(inputs, values if isinstance(values, list) else [values] * len(inputs), strict=False):
+                for row, value in zip(
+                    inputs, values if isinstance(values, list) else [values] * len(inputs), strict=False
+                ):
                     row[name] = value

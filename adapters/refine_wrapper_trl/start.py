@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from refine_wrapper.budget import CompletionBudget, check_room, prompt_room as tokens_for_prompts
+
+from refine_wrapper.budget import CompletionBudget, check_room
+from refine_wrapper.budget import prompt_room as tokens_for_prompts
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.config_sources import resolve
 from refine_wrapper.errors import ConfigError, PromptError, SeamError
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import Prompt, PromptRoom
-
 from refine_wrapper_trl.fields import RefineFields
 
 
@@ -28,7 +29,8 @@ def resolved_config(trainer: Any, settings: Mapping[str, Any]) -> RefineConfig:
     config = resolve(host=settings)
     if config.active and config.match_budget:
         raise ConfigError(
-            f"refine: match_budget must shrink num_generations and the batch before {type(args).__name__} lays them out. Use "
+            f"refine: match_budget must shrink num_generations and the batch before {type(args).__name__} lays them "
+            f"out. Use "
             "RefineGRPOConfig(refine_match_budget=True) or `refine-wrapper run`, or set both numbers yourself."
         )
     return config
@@ -62,12 +64,22 @@ def check_start(trainer: Any, refiner: Refiner) -> None:
         BudgetError: If the model's length cannot hold any q'.
         SeamError: If this TRL lacks what Stage 1 must put back.
     """
-    if getattr(trainer, "environments", None) is not None or getattr(trainer, "environment_factories", None) is not None:
+    if (
+        getattr(trainer, "environments", None) is not None
+        or getattr(trainer, "environment_factories", None) is not None
+    ):
         raise ConfigError(
             "refine: environment_factory cannot be refined: an environment keeps the state that drafts left in it, and "
             "refinements would start from there. Use stateless tools or a rollout_func, or set refine=False."
         )
-    for name in ("_metrics", "_pending_extra_logs", "_pending_metrics", "reward_funcs", "reward_weights", "num_generations"):
+    for name in (
+        "_metrics",
+        "_pending_extra_logs",
+        "_pending_metrics",
+        "reward_funcs",
+        "reward_weights",
+        "num_generations",
+    ):
         if not hasattr(trainer, name):
             raise SeamError(
                 f"refine: {type(trainer).__name__} has no {name!r}, which refinement must keep apart from Stage 1. "
@@ -96,14 +108,18 @@ def announce(trainer: Any, refiner: Refiner) -> None:
     plain = getattr(args, "refine_plain_generations", None) or trainer.num_generations
     budget = CompletionBudget(config.num_drafts, trainer.num_generations, plain)
     lines = [f"refine-wrapper: on for {type(trainer).__name__}. {budget.describe()}."]
-    lines.append(f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}")
+    lines.append(
+        f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}"
+    )
     if not budget.matched:
         lines.append(
             f"  To match the plain run's {plain} completions at the same prompts per step: refine_match_budget=True "
             "(--refine.match_budget), which shrinks num_generations and per_device_train_batch_size."
         )
     if refiner.prompts.is_rendered_chat(_sample_prompt(trainer)):
-        lines.append("  Prompts are chats already rendered as text: the draft goes before the turn the answer is written in.")
+        lines.append(
+            "  Prompts are chats already rendered as text: the draft goes before the turn the answer is written in."
+        )
     if getattr(trainer, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
         lines.append("  multi_objective_aggregation has no single raw reward: drafts are chosen by the weighted sum.")
     click.echo("\n".join(lines), err=True)

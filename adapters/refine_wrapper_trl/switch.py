@@ -1,7 +1,7 @@
 """Called by the launch hook of ``refine-wrapper run`` right after a TRL module was executed: swaps its classes.
 
-The swapped classes keep the host's ``__name__``, ``__qualname__`` and ``__module__``, so that pickling, telemetry and checkpoints
-see no difference, and every later ``from trl import GRPOTrainer`` gets them.
+The swapped classes keep the host's ``__name__``, ``__qualname__`` and ``__module__``, so that pickling, telemetry
+and checkpoints see no difference, and every later ``from trl import GRPOTrainer`` gets them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def _class_of(module: ModuleType, suffix: str) -> type:
     name = module.__name__.rpartition(".")[2].partition("_")[0].upper() + suffix
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        raise SeamError(f"refine: {module.__name__} has no class {name}. Run `refine-wrapper doctor`; supported is TRL 1.0 to 1.16.")
+        raise SeamError(
+            f"refine: {module.__name__} has no class {name}. Run `refine-wrapper doctor`; supported is TRL 1.0 to 1.16."
+        )
     return found
 
 

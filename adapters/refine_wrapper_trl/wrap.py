@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
-from refine_wrapper.errors import ConfigError
 from trl import GRPOTrainer, RLOOTrainer
 
+from refine_wrapper.errors import ConfigError
 from refine_wrapper_trl.mixin import RefineMixin
 
 T = TypeVar("T")
@@ -37,5 +37,6 @@ def refine(target: T, **settings: Any) -> T:
 def _check(kind: type) -> None:
     if not issubclass(kind, (GRPOTrainer, RLOOTrainer)):
         raise ConfigError(
-            f"refine: {kind.__name__} is neither a GRPOTrainer nor an RLOOTrainer (nor a subclass). Give refine() one of these."
+            f"refine: {kind.__name__} is neither a GRPOTrainer nor an RLOOTrainer (nor a subclass). Give refine() "
+            f"one of these."
         )

@@ -101,5 +101,3 @@ def find_template(name: str, plugins: Plugins) -> Template:
     if looks_like_a_file:
         raise PluginError(f"refine: there is no template file {name!r} (looked in {str(path.absolute().parent)!r}).")
     return plugins.get("template", name)
-
-

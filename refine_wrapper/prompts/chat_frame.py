@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,9 @@ class ChatFrame:
         ]
         try:
             rendered = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True, **kwargs)
-        except Exception:  # a template may refuse any conversation, with any exception; then prompts are plain text to us
+        except (
+            Exception
+        ):  # a template may refuse any conversation, with any exception; then prompts are plain text to us
             return None
         if not isinstance(rendered, str) or any(rendered.count(s) != 1 for s in (_FIRST, _ANSWER, _SECOND)):
             return None
@@ -49,7 +50,7 @@ class ChatFrame:
         before_answer, rest = rest.split(_ANSWER)
         after_answer, post = rest.split(_SECOND)
         # The opener of a user turn is what the first and the second one have in common.
-        open_question = os.path.commonprefix([pre[::-1], after_answer[::-1]])[::-1]
+        open_question = _common_suffix(pre, after_answer)
         return cls(open_question, before_answer, after_answer, post)
 
     def wraps(self, prompt: str) -> bool:
@@ -65,3 +66,10 @@ class ChatFrame:
     def turn_markers(self) -> tuple[str, ...]:
         """The pieces that open or close a turn, for neutralising."""
         return (self.before_answer, self.after_answer, self.post)
+
+
+def _common_suffix(first: str, second: str) -> str:
+    length = 0
+    while length < min(len(first), len(second)) and first[-length - 1] == second[-length - 1]:
+        length += 1
+    return first[len(first) - length :]

@@ -41,6 +41,8 @@ def read_template(path: Path) -> TurnTemplate:
     settings = cast("dict[str, Any]", loaded)
     unknown = sorted(set(settings) - _KEYS)
     if unknown:
-        raise TemplateError(f"refine: the template file {str(path)!r} has the unknown key {unknown[0]!r}. Valid: turns, text.")
+        raise TemplateError(
+            f"refine: the template file {str(path)!r} has the unknown key {unknown[0]!r}. Valid: turns, text."
+        )
     turns = [str(turn) for turn in settings["turns"]]
     return TurnTemplate.build(str(path), turns, str(settings.get("text", "\n\n".join(turns))))

@@ -22,5 +22,7 @@ def register_templates() -> Mapping[str, Template]:
         # Question, draft and instruction in the last user turn.
         "append": TurnTemplate.build("append", [_APPEND], _APPEND + "\n\n"),
         # The draft as the assistant's own answer: q and the draft keep their tokens, so a prefix cache serves them.
-        "turns": TurnTemplate.build("turns", ["{question}", "{draft}", _IMPROVE], f"{{question}}{{draft}}\n\n{_IMPROVE}\n\n"),
+        "turns": TurnTemplate.build(
+            "turns", ["{question}", "{draft}", _IMPROVE], f"{{question}}{{draft}}\n\n{_IMPROVE}\n\n"
+        ),
     }

@@ -35,10 +35,14 @@ class TurnTemplate:
         Raises:
             TemplateError: Naming a missing or unknown variable, or a wrong number of turns.
         """
-        parsed = tuple(VariableText.parse(turn, f"template {name!r}, turn {number}") for number, turn in enumerate(turns, 1))
+        parsed = tuple(
+            VariableText.parse(turn, f"template {name!r}, turn {number}") for number, turn in enumerate(turns, 1)
+        )
         plain = VariableText.parse(text, f"template {name!r}, text")
         if len(parsed) not in (1, 3):
-            raise TemplateError(f"refine: template {name!r} has {len(parsed)} turns; write one (user) or three (user, assistant, user).")
+            raise TemplateError(
+                f"refine: template {name!r} has {len(parsed)} turns; write one (user) or three (user, assistant, user)."
+            )
         for what, used in (("turns", [v for turn in parsed for v in turn.variables]), ("text", plain.variables)):
             for variable in VARIABLES:
                 if variable not in used:
@@ -61,12 +65,17 @@ class TurnTemplate:
         after = list(messages[position + 1 :])
         question = _text_of(asked["content"])
         as_parts = not isinstance(asked["content"], str)
-        rendered: list[Message] = [*messages[:position], {**asked, "content": self._question_turn(asked["content"], question, draft)}]
+        rendered: list[Message] = [
+            *messages[:position],
+            {**asked, "content": self._question_turn(asked["content"], question, draft)},
+        ]
         if len(self.turns) == 1:
             return [*rendered, *after]
         # Three turns: the draft answers everything asked so far. A prefill that the answer must start with opens the
         # draft's turn, and the refinement's too.
-        prefill = after.pop() if after and after[-1].get("role") == "assistant" and not after[-1].get("tool_calls") else None
+        prefill = (
+            after.pop() if after and after[-1].get("role") == "assistant" and not after[-1].get("tool_calls") else None
+        )
         answer = self.turns[1].fill(question=question, draft=draft)
         if prefill is not None:
             answer = _text_of(prefill["content"]) + answer

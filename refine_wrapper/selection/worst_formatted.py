@@ -24,7 +24,9 @@ class WorstFormatted:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ConfigError(f"refine: selector_options pattern = {self.pattern!r} is no regular expression: {error}.") from None
+            raise ConfigError(
+                f"refine: selector_options pattern = {self.pattern!r} is no regular expression: {error}."
+            ) from None
 
     def select(self, drafts: Sequence[Draft], context: SelectionContext) -> Draft:
         well_formed = [draft for draft in drafts if draft.finished and re.search(self.pattern, draft.text, re.DOTALL)]
