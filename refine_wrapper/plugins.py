@@ -107,13 +107,20 @@ class Plugins:
         wanted = os.environ.get(PLUGINS_VARIABLE)
         allowed = None if wanted is None else {name.strip() for name in wanted.split(",") if name.strip()}
         found: set[str] = set()
+        loaded: dict[str, str] = {}
         for entry_point in importlib.metadata.entry_points(group=hookspecs.PROJECT):
             own = entry_point.dist is not None and entry_point.dist.name == _OWN_DISTRIBUTION
             found.add(entry_point.name)
             if not own and (not third_parties or (allowed is not None and entry_point.name not in allowed)):
                 continue
-            if self._manager.has_plugin(entry_point.name):
+            if loaded.get(entry_point.name) == entry_point.value:
                 continue  # the same distribution seen twice on sys.path
+            if entry_point.name in loaded:
+                raise PluginError(
+                    f"refine: two installed plugins are called {entry_point.name!r}: {loaded[entry_point.name]} and "
+                    f"{entry_point.value}. Uninstall one of them."
+                )
+            loaded[entry_point.name] = entry_point.value
             try:
                 plugin = entry_point.load()
             except Exception as error:
@@ -176,6 +183,10 @@ def _import_plugin(name: str) -> ModuleType:
         raise PluginError(
             f"refine: the plugin module {name!r} cannot be imported: {error}. It must be importable from where the "
             "trainer starts; add its folder to PYTHONPATH."
+        ) from error
+    except Exception as error:
+        raise PluginError(
+            f"refine: the plugin module {name!r} cannot be imported: {type(error).__name__}: {error}."
         ) from error
 
 

@@ -1,8 +1,7 @@
 """The two stages of one prompt on asynchronous hosts: the one place where their order lives.
 
 All G members of a group ask for the plan; the first arrival starts Stage 1, the others await the same task. A member
-that
-is cancelled does not take Stage 1 away from its siblings; when nobody is left who wants it, it is cancelled and
+that is cancelled does not take Stage 1 away from its siblings; when nobody is left who wants it, it is cancelled and
 forgotten.
 """
 

@@ -1,8 +1,8 @@
 """Two-stage refinement inside TRL's own trainers.
 
 In a script of your own, replace ``GRPOConfig`` and ``GRPOTrainer`` by ``RefineGRPOConfig`` and
-``RefineGRPOTrainer``, or wrap any trainer class (or a live trainer) with :func:`refine`. A script you do not want to touch is switched on by
-``refine-wrapper run --refine.num_drafts 4 -- python train.py``.
+``RefineGRPOTrainer``, or wrap any trainer class (or a live trainer) with :func:`refine`. A script you do not want to
+touch is switched on by ``refine-wrapper run --refine.num_drafts 4 -- python train.py``.
 """
 
 from importlib import import_module

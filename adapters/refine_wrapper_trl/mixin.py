@@ -1,7 +1,7 @@
 """The seam: three private methods of TRL's trainers, stable in name and arguments from 1.0 to 1.16.
 
 ``_generate_and_score_completions`` only notes which data set rows a batch has. ``_generate`` runs Stage 1 and passes
-q' on to the host. ``_calculate_rewards`` scores refinements against q, because the host's caller keeps its own ``prompts``.
+q' on to the host. ``_calculate_rewards`` scores refinements against q, as the host's caller keeps its own ``prompts``.
 No host method is copied: TRL's own GRPOWithReplayBufferTrainer did that and silently degenerated (trl #6804).
 """
 
