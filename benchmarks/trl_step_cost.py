@@ -1,0 +1,143 @@
+"""What a refined TRL step costs against the plain one at matched completions, as ratios in one run.
+
+    python benchmarks/trl_step_cost.py --prompts 8 --completion-tokens 64 --steps 12
+
+Both arms train the same tiny random Llama on the same prompts: the plain objective with 8 completions per prompt, the refined one
+with 4 drafts and 4 refinements. Rounds of both arms alternate, so that a busy machine disturbs both; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ARMS = {"plain": (8, 0), "refined": (4, 4)}  # group size G, drafts N
+
+
+class TimedTrainer(RefineGRPOTrainer):
+    """Measures generation (both stages) and whole optimizer steps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.generation_seconds: list[float] = []
+        self.step_seconds: list[float] = []
+        super().__init__(*args, **kwargs)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        if self._refine_stages is not None and self._refine_stages.in_stage1:
+            return super()._generate(prompts)  # counted by the call that it is part of
+        start = time.perf_counter()
+        generated = super()._generate(prompts)
+        self.generation_seconds.append(time.perf_counter() - start)
+        return generated
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        self.step_seconds.append(time.perf_counter() - start)
+        return loss
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    special = ["<pad>", "<eos>"]
+    vocab = {text: number for number, text in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def build(arm: str, options: argparse.Namespace, folder: str) -> TimedTrainer:
+    """One arm's trainer on a fresh model with the same weights."""
+    torch.manual_seed(0)
+    group_size, num_drafts = ARMS[arm]
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=258,
+            hidden_size=options.hidden_size,
+            intermediate_size=4 * options.hidden_size,
+            num_hidden_layers=options.layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    rows = [{"prompt": f"What is {number} plus {7 * number % 13}? Show your work. "} for number in range(64)]
+    args = RefineGRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=options.prompts * group_size,
+        num_generations=group_size,
+        max_completion_length=options.completion_tokens,
+        max_steps=options.steps,
+        refine_num_drafts=num_drafts,
+        refine_template=options.template,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_steps=10**6,
+        disable_tqdm=True,
+        seed=0,
+    )
+
+    def spread(completions: list[str], **_: Any) -> list[float]:
+        return [len(set(text)) / 64 for text in completions]
+
+    return TimedTrainer(
+        model, spread, args=args, train_dataset=Dataset.from_list(rows), processing_class=byte_tokenizer()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per step")
+    parser.add_argument("--completion-tokens", type=int, default=64, help="most tokens of a completion")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of both arms")
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--template", default="turns", help="refinement template")
+    options = parser.parse_args()
+    seconds: dict[str, dict[str, list[float]]] = {arm: {"generation": [], "step": []} for arm in ARMS}
+    for round_number in range(options.rounds):
+        for arm in ARMS:
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = build(arm, options, str(Path(folder)))
+                trainer.train()
+            seconds[arm]["generation"] += trainer.generation_seconds[1:]  # the first step warms up
+            seconds[arm]["step"] += trainer.step_seconds[1:]
+            print(
+                f"round {round_number + 1}/{options.rounds}, {arm}: {statistics.median(trainer.step_seconds[1:]):.3f} s a step"
+            )
+    medians = {
+        arm: {phase: statistics.median(values) for phase, values in phases.items()} for arm, phases in seconds.items()
+    }
+    for arm in ARMS:
+        medians[arm]["rest"] = medians[arm]["step"] - medians[arm]["generation"]
+    ratios = {phase: round(medians["refined"][phase] / medians["plain"][phase], 2) for phase in medians["plain"]}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        json.dumps(
+            {"device": device, "options": vars(options), "median_seconds": medians, "refined_to_plain": ratios},
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Writes the generated parts of README and docs from the code, or checks that they are up to date.
+
+    python tools/docs.py            # write
+    python tools/docs.py --check    # fail, naming the files that are out of date
+
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from refine_wrapper import hookspecs
+from refine_wrapper.config import RefineConfig
+from refine_wrapper.metrics import METRICS, is_cause
+from refine_wrapper.plugins import Plugins
+from refine_wrapper.types import DraftOutcome, FallbackCause
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("README.md", "docs/configuration.md", "docs/metrics.md", "docs/plugins.md", "docs/method.md")
+_TAG = re.compile(r"(<\w+>)")
+_PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def flags() -> str:
+    """Every setting, as a table."""
+    rows = ["| flag | default | what it does |", "|---|---|---|"]
+    for name, field in RefineConfig.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "unset" if default is None or default in ({}, ()) else yaml.safe_dump(default).split("\n")[0]
+        description = _TAG.sub(r"`\1`", field.description or "").replace("|", "\\|")
+        rows.append(f"| `--refine.{name}` | `{shown}` | {description} |")
+    return "\n".join(rows)
+
+
+def metrics() -> str:
+    """Every metric, as a table."""
+    rows = ["| metric | meaning |", "|---|---|"]
+    rows += [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items() if not is_cause(name)]
+    return "\n".join(rows)
+
+
+def outcomes() -> str:
+    """How a draft can fail and why a group can stay plain, as two tables."""
+    rows = ["| `refine/draft_failures/...` | counts drafts that |", "|---|---|"]
+    rows += [
+        f"| `{outcome.value}` | {_doc_of(DraftOutcome, outcome.name)} |"
+        for outcome in DraftOutcome
+        if outcome is not DraftOutcome.OK
+    ]
+    rows += ["", "| `refine/fallbacks/...` | counts groups that were not refined because |", "|---|---|"]
+    rows += [f"| `{cause.value}` | {_doc_of(FallbackCause, cause.name)} |" for cause in FallbackCause]
+    return "\n".join(rows)
+
+
+def hooks() -> str:
+    """Every hook with its signature and contract."""
+    parts: list[str] = []
+    for name, function in sorted(
+        inspect.getmembers(hookspecs, inspect.isfunction), key=lambda pair: inspect.getsourcelines(pair[1])[1]
+    ):
+        options = getattr(function, f"{hookspecs.PROJECT}_spec")
+        kind = (
+            "observer" if name == "group_finished" else "first answer counts" if options["firstresult"] else "collected"
+        )
+        signature = str(inspect.signature(function)).replace("'", "")
+        parts.append(f"### `{name}`\n\n*{kind}* · `{name}{signature}`\n\n{_markdown(inspect.getdoc(function))}")
+    return "\n\n".join(parts)
+
+
+def templates() -> str:
+    """The built-in templates, word by word."""
+    parts: list[str] = []
+    for name, template in Plugins(entry_points=False).all("template").items():
+        turns = [turn.fill(question="{question}", draft="{draft}") for turn in template.turns]
+        roles = ("user", "assistant", "user")
+        shown = "\n".join(f"[{role}]\n{turn}" for role, turn in zip(roles, turns, strict=False))
+        parts.append(f"`{name}`\n\n```text\n{shown}\n```")
+    return "\n\n".join(parts)
+
+
+def selectors() -> str:
+    """The built-in selectors and their rules."""
+    rows = ["| selector | rule |", "|---|---|"]
+    for name, selector in Plugins(entry_points=False).all("selector").items():
+        rule = " ".join(_markdown(inspect.getdoc(selector)).split())
+        rows.append(f"| `{name}` | {rule} |")
+    return "\n".join(rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "flags": flags,
+    "metrics": metrics,
+    "outcomes": outcomes,
+    "hooks": hooks,
+    "templates": templates,
+    "selectors": selectors,
+}
+
+
+def render(text: str) -> str:
+    """A document with its generated parts filled in anew."""
+    return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}\n{match[3]}", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
+    only_check: bool = parser.parse_args().check
+    stale = [name for name in FILES if (path := ROOT / name).read_text("utf-8") != render(path.read_text("utf-8"))]
+    if only_check:
+        for name in stale:
+            print(f"{name} is out of date: run `python tools/docs.py`.", file=sys.stderr)
+        return 1 if stale else 0
+    for name in stale:
+        (ROOT / name).write_text(render((ROOT / name).read_text("utf-8")), "utf-8")
+        print(f"wrote {name}")
+    return 0
+
+
+def _markdown(docstring: str | None) -> str:
+    return (docstring or "").replace("``", "`")
+
+
+def _doc_of(enumeration: type, member: str) -> str:
+    """The string literal below a member: enum members have no docstring at run time, so it is read from the source."""
+    match = re.search(
+        rf"^    {member} = .*?\n    \"\"\"(.*?)\"\"\"", inspect.getsource(enumeration), re.MULTILINE | re.DOTALL
+    )
+    return " ".join(match[1].split()) if match else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
