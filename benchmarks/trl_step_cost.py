@@ -2,8 +2,9 @@
 
     python benchmarks/trl_step_cost.py --prompts 8 --completion-tokens 64 --steps 12
 
-Both arms train the same tiny random Llama on the same prompts: the plain objective with 8 completions per prompt, the refined one
-with 4 drafts and 4 refinements. Rounds of both arms alternate, so that a busy machine disturbs both; medians are compared.
+Both arms train the same tiny random Llama on the same prompts: the plain objective with 8 completions per prompt, the
+refined one with 4 drafts and 4 refinements. Rounds of both arms alternate, so that a busy machine disturbs both;
+medians are compared.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer
 
 ARMS = {"plain": (8, 0), "refined": (4, 4)}  # group size G, drafts N
 
@@ -121,9 +123,8 @@ def main() -> None:
                 trainer.train()
             seconds[arm]["generation"] += trainer.generation_seconds[1:]  # the first step warms up
             seconds[arm]["step"] += trainer.step_seconds[1:]
-            print(
-                f"round {round_number + 1}/{options.rounds}, {arm}: {statistics.median(trainer.step_seconds[1:]):.3f} s a step"
-            )
+            step = statistics.median(trainer.step_seconds[1:])
+            print(f"round {round_number + 1}/{options.rounds}, {arm}: {step:.3f} s a step")
     medians = {
         arm: {phase: statistics.median(values) for phase, values in phases.items()} for arm, phases in seconds.items()
     }

@@ -51,11 +51,11 @@ def matched_group_size(baseline: int, num_drafts: int, *, smallest: int = 2) -> 
     """
     group_size = baseline - num_drafts
     if group_size < smallest:
+        fewer = f"Set num_drafts to at most {baseline - smallest}, raise" if baseline > smallest else "Raise"
         raise BudgetError(
-            f"refine: {num_drafts} drafts leave {group_size} refinements of a group of {baseline}; at least "
-            f"{smallest} are "
-            f"needed. Set num_drafts to at most {baseline - smallest}, raise the group size to at least "
-            f"{num_drafts + smallest}, or switch match_budget off."
+            f"refine: {num_drafts} drafts leave {max(0, group_size)} refinements of a group of {baseline}; at least "
+            f"{smallest} are needed. {fewer} the group size to at least {num_drafts + smallest}, or switch "
+            "match_budget off."
         )
     return group_size
 
@@ -75,11 +75,12 @@ def matched_batch_size(rows: int, baseline: int, num_drafts: int, *, setting: st
     group_size = matched_group_size(baseline, num_drafts)
     if rows * group_size % baseline:
         step = baseline // gcd(baseline, group_size)
+        nearest = sorted({max(step, rows // step * step), (rows // step + 1) * step})
         raise BudgetError(
             f"refine: match_budget cannot keep the prompts per step: {setting}={rows} x {group_size}/{baseline} is "
             f"not whole. "
-            f"Set {setting} to a multiple of {step}, for example {max(step, rows // step * step)} or "
-            f"{(rows // step + 1) * step}."
+            f"Set {setting} to a multiple of {step}, for example "
+            f"{' or '.join(map(str, nearest))}."
         )
     return rows * group_size // baseline
 
@@ -125,8 +126,9 @@ def check_room(
         fixes = [f"raise {model_setting} to at least {shortest} plus the length of your questions"]
         if model_length > needed:
             fixes.append(f"or lower {answer_setting} to at most {model_length - needed} less that length")
-        if draft_tokens is not None and draft_tokens > 1:
-            fixes.append("or lower refine.draft_tokens")
+        room_for_draft = max_prompt_tokens - 1 - overhead_tokens
+        if draft_tokens is not None and room_for_draft >= 1:
+            fixes.append(f"or lower refine.draft_tokens to at most {room_for_draft} less that length")
         raise BudgetError(
             f"refine: {model_setting}={model_length} cannot hold a refined prompt: {answer_setting}={answer_tokens} "
             f"leaves "

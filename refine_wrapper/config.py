@@ -22,7 +22,7 @@ class RefineConfig(BaseModel):
         ConfigError: For an unknown name (with the nearest valid one) or a bad value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     enabled: bool = Field(True, description="Switch refinement on. Off is the plain host, bit for bit.")
     num_drafts: int = Field(4, ge=0, description="N, drafts sampled per prompt in Stage 1. 0 switches refinement off.")

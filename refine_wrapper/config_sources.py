@@ -83,7 +83,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"refine: cannot read the configuration file {str(path)!r}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"refine: {str(path)!r} is not valid YAML: {error}") from None
     if content is None:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.plugins import Plugins
@@ -34,7 +35,8 @@ def _score(sampled: SampledDraft, plugins: Plugins) -> tuple[DraftOutcome, float
     if sampled.reward is None:
         return DraftOutcome.NO_REWARD, None, sampled.detail
     try:
-        reward: float | None = plugins.hook.normalize_reward(reward=sampled.reward)
+        answer: Any = plugins.hook.normalize_reward(reward=sampled.reward)
+        reward = None if answer is None else float(answer)
     except Exception as error:  # a plugin's or a reward's own trouble, whatever it is, costs this draft only
         return DraftOutcome.REWARD_EXCEPTION, None, f"{type(error).__name__}: {error}"
     if reward is None:

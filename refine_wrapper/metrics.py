@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Final
 
@@ -68,7 +69,7 @@ def summarize(
             if (rewards := [d.reward for d in o.plan.drafts_N if d.reward is not None])
         ),
         "refine/draft_reward_selected": _mean(_selected_reward(outcome) for outcome in refined),
-        "refine/refinement_reward": _mean(r.reward for o in refined for r in o.refinements_G if r.reward is not None),
+        "refine/refinement_reward": _mean(reward for o in refined for reward in _rewards(o.refinements_G)),
         "refine/uplift": _mean(uplift for outcome in refined if (uplift := _uplift(outcome)) is not None),
         "refine/gradient_active_share": active_share(o for o in outcomes_P if o.plan.trained),
         "refine/gradient_active_share_draft_max": active_share(at_max[True]),
@@ -101,7 +102,7 @@ def is_cause(name: str) -> bool:
 
 def gradient_active(refinements_G: Sequence[Refinement]) -> bool:
     """Whether the rewards of a group differ: with equal rewards all group-relative advantages are zero."""
-    rewards = [r.reward for r in refinements_G if r.reward is not None]
+    rewards = _rewards(refinements_G)
     return len(rewards) > 1 and max(rewards) - min(rewards) > 1e-8
 
 
@@ -142,6 +143,11 @@ class CopyWatch:
             )
 
 
+def _rewards(refinements_G: Sequence[Refinement]) -> list[float]:
+    # A host may hand over NaN for "no reward applied".
+    return [r.reward for r in refinements_G if r.reward is not None and isfinite(r.reward)]
+
+
 def _selected_reward(outcome: GroupOutcome) -> float:
     selection = outcome.plan.selection
     assert selection is not None, "a refined group has a selected draft"
@@ -150,7 +156,7 @@ def _selected_reward(outcome: GroupOutcome) -> float:
 
 
 def _uplift(outcome: GroupOutcome) -> float | None:
-    refinements = [r.reward for r in outcome.refinements_G if r.reward is not None]
+    refinements = _rewards(outcome.refinements_G)
     drafts = [d.reward for d in outcome.plan.drafts_N if d.reward is not None]
     return fmean(refinements) - fmean(drafts) if refinements and drafts else None
 

@@ -124,7 +124,7 @@ class Refiner:
             cut = replace(selection.draft, outcome=DraftOutcome.OVER_BUDGET)
             drafts_N = tuple(cut if draft.index == cut.index else draft for draft in drafts_N)
             return _Fallback(FallbackCause.NO_ROOM, drafts_N, replace(selection, draft=cut))
-        action = self._plan_policy.decide(group_id, usable, selection.draft, self.config.max_reward)
+        action = Action(self._plan_policy.decide(group_id, usable, selection.draft, self.config.max_reward))
         refined = action is Action.REFINE
         return GroupPlan(
             group_id,

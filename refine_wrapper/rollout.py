@@ -117,7 +117,8 @@ class Rollout:
             return
         if group.stage1 is not None and not group.stage1.done():
             group.stage1.cancel()
-        if group.plan is not None and group.refinements:
+        # A group that is not trained may not be sampled either; that it was left out must still be counted.
+        if group.plan is not None and (group.refinements or not group.plan.trained):
             outcome = GroupOutcome(
                 group.plan,
                 tuple(group.refinements[number] for number in sorted(group.refinements)),
@@ -144,9 +145,27 @@ class Rollout:
         """One draft; its failure is a value, so that it cannot fail the group."""
         timeout = self._refiner.config.draft_timeout
         try:
-            return await asyncio.wait_for(sample_draft(index), timeout)
+            sampling = asyncio.ensure_future(sample_draft(index))
+            if not await _finished(sampling, timeout):
+                detail = f"no answer within draft_timeout={timeout} s"
+                return SampledDraft(failure=DraftOutcome.TIMEOUT, detail=detail)
+            if sampling.cancelled():  # one request of Stage 1, not Stage 1 itself: then the line above had raised
+                return SampledDraft(failure=DraftOutcome.EXCEPTION, detail="the host cancelled this draft")
+            return sampling.result()
         except (asyncio.TimeoutError, TimeoutError):
-            detail = f"no answer within draft_timeout={timeout} s" if timeout else "the host timed out"
-            return SampledDraft(failure=DraftOutcome.TIMEOUT, detail=detail)
+            return SampledDraft(failure=DraftOutcome.TIMEOUT, detail="the host timed out")
         except Exception as error:
             return SampledDraft(failure=DraftOutcome.EXCEPTION, detail=f"{type(error).__name__}: {error}")
+
+
+async def _finished(sampling: asyncio.Future[SampledDraft], timeout: float | None) -> bool:
+    """Whether it ended in time, however it ended. Where it did not, or this is cancelled, it is cancelled too."""
+    try:
+        await asyncio.wait((sampling,), timeout=timeout)
+        return sampling.done()
+    finally:
+        if not sampling.done():
+            sampling.cancel()
+            await asyncio.wait((sampling,))
+            if not sampling.cancelled():
+                sampling.exception()  # looked at, so that asyncio does not report it as forgotten

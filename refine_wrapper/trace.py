@@ -47,10 +47,12 @@ class TraceWriter:
         """Append one group."""
         line = json.dumps(trace_record(outcome, texts=self._texts), ensure_ascii=False, default=str)
         content = (line + "\n").encode("utf-8", errors="replace")
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _ends_in_half_a_line(descriptor):
+                content = b"\n" + content
             while content:
                 content = content[os.write(descriptor, content) :]
         finally:
@@ -61,12 +63,21 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     """The groups of a trace folder or file; incomplete lines (a process was killed while writing) are left out."""
     file = path / FILE_NAME if path.is_dir() else path
     groups: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # Not splitlines(): texts may hold other line separators (U+2028). A killed process may leave half a character.
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             groups.append(json.loads(line))
         except json.JSONDecodeError:
             continue
     return groups
+
+
+def _ends_in_half_a_line(descriptor: int) -> bool:
+    """Whether a killed process left its last line incomplete; what follows must not become part of it."""
+    if os.lseek(descriptor, 0, os.SEEK_END) == 0:
+        return False
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1) != b"\n"
 
 
 def trace_record(outcome: GroupOutcome, *, texts: bool) -> dict[str, Any]:

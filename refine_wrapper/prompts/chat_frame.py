@@ -60,7 +60,8 @@ class ChatFrame:
     def split(self, prompt: str) -> tuple[str, str, str]:
         """A rendered prompt as (everything before the question, the question, everything after it)."""
         body = prompt[: len(prompt) - len(self.post)]
-        start = body.rfind(self.open_question) + len(self.open_question) if self.open_question in body else 0
+        opened = bool(self.open_question) and self.open_question in body
+        start = body.rfind(self.open_question) + len(self.open_question) if opened else 0
         return body[:start], body[start:], self.post
 
     def turn_markers(self) -> tuple[str, ...]:

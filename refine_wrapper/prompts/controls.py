@@ -34,10 +34,12 @@ class ControlTexts:
         token_ids = {*added.values(), *tokenizer.all_special_ids} - {unknown}
         markers: set[str] = set()
         for piece in frame.turn_markers() if frame is not None else ():
-            # A piece with a control token in it cannot be forged without that token, and that one is broken anyway.
-            marker = piece.strip()
-            if len(marker) > 1 and not any(text in piece for text in controls):
-                markers.add(marker)
+            # Between control tokens stands the name of a role (`user`), which is a word like any other, or a marker
+            # (`[INST]`), which is not.
+            for part in _split_at(controls, piece):
+                marker = part.strip()
+                if len(marker) > 1 and (part == piece or re.search(r"[^\w\s]", marker)):
+                    markers.add(marker)
         return cls(tuple(sorted(controls | markers, key=lambda text: (-len(text), text))), frozenset(token_ids))
 
     def neutralise(self, text: str, tokenizer: Tokenizer) -> str:
@@ -65,6 +67,11 @@ class ControlTexts:
         kept = [i for i in tokenizer.encode(text, add_special_tokens=False) if i not in self.token_ids]
         pattern = re.compile("|".join(re.escape(control) for control in self.texts))
         return pattern, tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def _split_at(controls: set[str], piece: str) -> list[str]:
+    longest_first = sorted(controls, key=len, reverse=True)
+    return re.split("|".join(map(re.escape, longest_first)), piece) if controls else [piece]
 
 
 def _break(match: re.Match[str]) -> str:

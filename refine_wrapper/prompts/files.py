@@ -39,7 +39,7 @@ def read_template(path: Path) -> TurnTemplate:
     if not isinstance(loaded, dict) or not isinstance(cast("dict[str, Any]", loaded).get("turns"), list):
         raise TemplateError(f"refine: the template file {str(path)!r} must have a list 'turns' of one or three texts.")
     settings = cast("dict[str, Any]", loaded)
-    unknown = sorted(set(settings) - _KEYS)
+    unknown = sorted(map(str, set(settings) - _KEYS))
     if unknown:
         raise TemplateError(
             f"refine: the template file {str(path)!r} has the unknown key {unknown[0]!r}. Valid: turns, text."

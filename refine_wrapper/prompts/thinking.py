@@ -12,6 +12,8 @@ def strip_thinking(text: str) -> str:
 
     Chat templates that open the block themselves leave only ``</think>`` in the completion: what precedes it goes too.
     """
-    text = _BLOCK.sub("", text)
-    text = text.rpartition("</think>")[2]
+    # Blocks are looked for before the last closing tag only: a policy that repeats itself writes thousands of opening
+    # tags and closes none, and searching from each of them to the end would take minutes.
+    head, close, tail = text.rpartition("</think>")
+    text = _BLOCK.sub("", head + close).rpartition("</think>")[2] + tail
     return text.partition("<think>")[0].strip()

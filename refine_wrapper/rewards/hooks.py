@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from refine_wrapper.hookspecs import hookimpl
 from refine_wrapper.rewards import answers
+from refine_wrapper.rewards.format import FormatReward
+from refine_wrapper.rewards.interface import Reward
+from refine_wrapper.rewards.math import MathReward
 from refine_wrapper.rewards.scalar import scalar
+
+
+@hookimpl
+def register_rewards() -> Mapping[str, Reward]:
+    return _built_in()
 
 
 @hookimpl(trylast=True)
@@ -17,3 +27,9 @@ def normalize_reward(reward: Any) -> float | None:
 @hookimpl(trylast=True)
 def extract_answer(text: str) -> str:
     return answers.extract_answer(text)
+
+
+@cache
+def _built_in() -> Mapping[str, Reward]:
+    # The same objects for every plugin manager of this process: the process that `math` starts is shared too.
+    return {"math": MathReward(), "format": FormatReward()}

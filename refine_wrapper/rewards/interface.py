@@ -11,9 +11,9 @@ from refine_wrapper.types import Message
 class Reward(Protocol):
     """A reward function in TRL's signature; the adapters of other hosts call it the same way.
 
-    ``completions`` are texts, or conversations whose last message is the answer; every column of the data set comes as
-    a keyword with one value per completion. Returns one number per completion, or None where it does not apply.
-    Must be safe to call from several threads. Return the object from the hook ``register_rewards``.
+    ``completions`` are texts, or conversations whose last message is the answer; every column of the data set
+    comes as a keyword with one value per completion. Returns one number per completion, or None where it does
+    not apply. Must be safe to call from several threads. Return the object from ``register_rewards``.
     """
 
     __name__: str

@@ -23,7 +23,7 @@ class WorstFormatted:
     def __post_init__(self) -> None:
         try:
             re.compile(self.pattern)
-        except re.error as error:
+        except (re.error, TypeError, OverflowError) as error:
             raise ConfigError(
                 f"refine: selector_options pattern = {self.pattern!r} is no regular expression: {error}."
             ) from None
