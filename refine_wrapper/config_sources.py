@@ -45,6 +45,9 @@ _NOT_SETTINGS = frozenset(
     }
 )
 
+DEFAULT = "default"
+"""The origin of a value that no source states."""
+
 _STRUCTURED = frozenset({"selector_options", "plugin_modules"})
 
 
@@ -66,15 +69,35 @@ def resolve(
     Raises:
         ConfigError: Naming the source and the setting.
     """
-    environment = os.environ if environ is None else environ
-    flag_values = dict(flags_from_environment(environment) if flags is None else flags)
-    path = flag_values.pop("config", None) or file or environment.get(CONFIG_FILE_VARIABLE)
     values: dict[str, Any] = {}
-    values.update(read_yaml(path) if path else {})
-    values.update(read_environment(environment))
-    values.update(host or {})
-    values.update(flag_values)
+    for layer, _ in _layers(flags, host, os.environ if environ is None else environ, file):
+        values.update(layer)
     return RefineConfig(**values)
+
+
+def origins(
+    *, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | str | None = None
+) -> dict[str, str]:
+    """Setting -> where its value comes from: a flag, a variable, a file's name, or ``default``."""
+    found = dict.fromkeys(field_names(), DEFAULT)
+    for layer, label in _layers(flags, None, os.environ if environ is None else environ, file):
+        found.update({name: label.format(name=name, variable=name.upper()) for name in layer})
+    return found
+
+
+def _layers(
+    flags: Mapping[str, Any] | None, host: Mapping[str, Any] | None, environ: Mapping[str, str], file: Path | str | None
+) -> list[tuple[Mapping[str, Any], str]]:
+    """All sources with their labels, weakest first."""
+    flag_values = dict(flags_from_environment(environ) if flags is None else flags)
+    path = flag_values.pop("config", None) or file or environ.get(CONFIG_FILE_VARIABLE)
+    in_file = read_yaml(path) if path else {}
+    return [
+        (in_file, str(path).replace("{", "{{").replace("}", "}}")),
+        (read_environment(environ), ENVIRONMENT_PREFIX + "{variable}"),
+        (host or {}, "the host's configuration"),
+        (flag_values, FLAG_PREFIX + "{name}"),
+    ]
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -92,8 +115,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
             f"refine: {str(path)!r} must hold a mapping such as 'num_drafts: 4', not {type(content).__name__}."
         )
     settings = cast("dict[str, Any]", content)
-    if set(settings) == {"refine"} and isinstance(settings["refine"], dict):
-        settings = cast("dict[str, Any]", settings["refine"])
+    if set(settings) == {"refine"} and isinstance(settings["refine"], (dict, type(None))):
+        settings = cast("dict[str, Any]", settings["refine"] or {})
     _refuse_unknown(settings, f"in {str(path)!r}")
     return settings
 

@@ -57,7 +57,7 @@ class Refiner:
         self.plugins = Plugins(config.plugin_modules) if plugins is None else plugins
         self.room = room
         self.prompts = PromptBuilder(config, self.plugins, room)
-        self._selector = _build_selector(config, self.plugins)
+        self._selector = build_selector(config, self.plugins)
         self._plan_policy: PlanPolicy = self.plugins.get("plan", config.plan)()
         self._observe = observe
         self._copy_watch = CopyWatch()
@@ -173,7 +173,13 @@ class Refiner:
         return answer
 
 
-def _build_selector(config: RefineConfig, plugins: Plugins) -> Selector:
+def build_selector(config: RefineConfig, plugins: Plugins) -> Selector:
+    """The configured selector with its options.
+
+    Raises:
+        PluginError: If there is none of that name.
+        ConfigError: If it does not take the options; with those it has.
+    """
     selector: Any = plugins.get("selector", config.selector)
     try:
         return selector(**config.selector_options)
