@@ -81,6 +81,14 @@ class RefineFields(_Settings):
             self._match_budget(self.refine_config.num_drafts)
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] - the TRL config that is mixed in
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Plain values: what TRL saves beside a checkpoint (training_args.bin) must load where this package is not installed.
+        return {**self.__dict__, "refine_config": self.refine_config.model_dump(mode="json")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.refine_config = RefineConfig(**state["refine_config"])
+
     def resolve_refine_config(self) -> RefineConfig:
         """The resolved settings: flags, what this config states, environment, file, defaults."""
         stated: dict[str, Any] = {} if self.refine else {"enabled": False}

@@ -59,7 +59,7 @@ def _guarded(function: Any, failures: Failures, timeout: float | None) -> Any:
     """
     if isinstance(function, torch.nn.Module):
         return function
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+    if _is_async(function):
 
         async def guarded_async(**kwargs: Any) -> list[float | None]:
             try:
@@ -82,6 +82,13 @@ def _guarded(function: Any, failures: Failures, timeout: float | None) -> Any:
         return _checked(failures, kwargs, returned)
 
     return _named(guarded, function)
+
+
+def _is_async(function: Any) -> bool:
+    """As the host decides (its ``is_async_callable``): functions, objects with ``__call__``, and partials of both."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _checked(failures: Failures, kwargs: dict[str, Any], returned: Any) -> list[float | None]:

@@ -1,7 +1,8 @@
 """The seam: three private methods of TRL's trainers, stable in name and arguments from 1.0 to 1.16.
 
 ``_generate_and_score_completions`` only notes which data set rows a batch has. ``_generate`` runs Stage 1 and passes
-q' on to the host. ``_calculate_rewards`` scores refinements against q, as the host's caller keeps its own ``prompts``.
+q' on to the host. ``_calculate_rewards`` scores refinements against q, as the host's caller keeps its own ``prompts``;
+it is wrapped on the trainer itself for the length of a batch, outside of what any subclass makes of it.
 No host method is copied: TRL's own GRPOWithReplayBufferTrainer did that and silently degenerated (trl #6804).
 """
 
@@ -49,20 +50,4 @@ class RefineMixin:
                 f"refine: {type(self).__name__} generates without calling _generate_and_score_completions of TRL's "
                 "trainer, so its drafts cannot be scored. It must call super()._generate_and_score_completions(inputs)."
             )
-        return host._generate(stages.refined_prompts(prompts))
-
-    def _calculate_rewards(
-        self,
-        inputs: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
-        completion_ids_list: list[list[int]],
-    ) -> Any:
-        host: Any = super()
-        stages = self._refine_stages
-        if stages is None or stages.in_stage1 or not stages.in_batch:
-            return host._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        stages.restore_questions(prompts)
-        rewards = host._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        stages.note_refinements(rewards, completion_ids_list)
-        return rewards
+        return stages.note_generated(host._generate(stages.refined_prompts(prompts)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class TwoStages:
         self._refiner = Refiner(config, prompt_room(trainer), observe=trainer.accelerator.is_main_process)
         self._rows: list[dict[str, Any]] | None = None
         self._questions: list[Any] = []
+        self._masks: list[Any] = []
         self._in_place = False
         self._stages: BatchStages | None = None
         self._batches_of_step = (-1, 0)
@@ -59,18 +61,14 @@ class TwoStages:
 
     @contextmanager
     def batch(self, inputs: list[dict[str, Any]]) -> Generator[None]:
-        """Note the data set rows of a batch for its length; fail if the host never asked for its prompts."""
+        """Note the data set rows of a batch for its length, and watch how it is scored."""
         self._rows, self._stages = inputs, None
-        try:
-            yield
-            if self._stages is None:
-                raise SeamError(
-                    f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft was "
-                    "sampled. "
-                    "Call super()._generate(prompts) in your override, or switch refinement off."
-                )
-        finally:
-            self._rows, self._stages, self._questions = None, None, []
+        # On the trainer itself: an override in a subclass of the mixin is inside of it, for drafts and refinements alike.
+        with _replaced(self._trainer, "_calculate_rewards", partial(self._score, self._trainer._calculate_rewards)):
+            try:
+                yield
+            finally:
+                self._rows, self._stages, self._questions = None, None, []
 
     def refined_prompts(self, prompts: list[Any]) -> list[Any]:
         """Stage 1 of a batch: this rank's q' for this rank's q, row by row."""
@@ -105,46 +103,76 @@ class TwoStages:
             prompts[:] = refined
         return refined
 
-    def restore_questions(self, prompts: list[Any]) -> None:
-        """Give the host's own list of prompts its questions back, so that rewards and logs see q."""
-        if self._in_place:
+    def note_generated(self, generated: Any) -> Any:
+        """Keep, for when the batch is scored, which tokens the policy sampled itself."""
+        self._masks = _masks(generated)
+        return generated
+
+    def _score(
+        self,
+        score: Callable[..., torch.Tensor],
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        """The trainer's ``_calculate_rewards``; rewards and logs of refinements see q, and are noted."""
+        if not self.in_stage1 and self._in_place:
             prompts[:] = self._questions
             self._in_place = False
+        rewards = score(inputs, prompts, completions, completion_ids_list)
+        if not self.in_stage1:
+            self._note_refinements(rewards, completion_ids_list)
+        return rewards
 
-    def note_refinements(self, rewards: torch.Tensor, completion_ids: list[list[int]]) -> None:
+    def _note_refinements(self, rewards: torch.Tensor, completion_ids: list[list[int]]) -> None:
         """Metrics, trace and observers of the finished batch; ``rewards``: all ranks' rows x reward functions."""
-        trainer = self._trainer
-        assert self._stages is not None, "refined_prompts comes first"
-        sampled = _gather([self._decode(ids) for ids in completion_ids], trainer.accelerator.num_processes)
+        trainer, stages = self._trainer, self._stages_of_batch
+        local = [self._decode(ids, mask) for ids, mask in zip(completion_ids, self._masks, strict=True)]
+        sampled = _gather(local, trainer.accelerator.num_processes)
         refinements = [
             Refinement(text, None if reward != reward else reward, num_tokens, finished)
             for (text, num_tokens, finished), reward in zip(sampled, self._scalar_rewards(rewards), strict=True)
         ]
         step = int(trainer.state.global_step)
-        metrics = self._stages.finish(refinements, step=step, policy_version=step)
+        metrics = stages.finish(refinements, step=step, policy_version=step)
         for name, value in metrics.items():
             trainer._metrics["train" if trainer.model.training else "eval"][name].append(value)
 
     def leave_untrained(self, output: dict[str, Any]) -> dict[str, Any]:
         """Take rows that the plan does not train out of the loss, the way the host masks truncated completions."""
         trainer = self._trainer
-        assert self._stages is not None, "refined_prompts comes first"
-        if all(plan.trained for plan in self._stages.plans_P):
+        if all(plan.trained for plan in self._stages_of_batch.plans_P):
             return output
         num_rows = len(output["completion_mask"])
         first_row = trainer.accelerator.process_index * num_rows
         plans = self._plans_of_rows(getattr(trainer, _group_size_name(trainer)), first_row, num_rows)
         trained = torch.tensor([plan.trained for plan in plans], device=output["completion_mask"].device)
         output["completion_mask"] = output["completion_mask"] * trained.unsqueeze(1).to(output["completion_mask"].dtype)
+        # RLOO summed old_logps over tokens that are now masked: without this its ratio, and so its loss, is arbitrary.
+        for name in ("advantages", "old_logps"):
+            if name in output:
+                output[name] = output[name].clone()
+                output[name][~trained] = 0
         if "num_items_in_batch" in output:
             loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
-            output["num_items_in_batch"] = trainer.accelerator.gather(loss_mask.sum()).sum()
+            # At least one: before TRL 1.16 the host divides by it as it is.
+            output["num_items_in_batch"] = trainer.accelerator.gather(loss_mask.sum()).sum().clamp(min=1)
         return output
 
     @property
     def _rows_of_batch(self) -> list[dict[str, Any]]:
         assert self._rows is not None, "batch() comes first"
         return self._rows
+
+    @property
+    def _stages_of_batch(self) -> BatchStages:
+        if self._stages is None:
+            raise SeamError(
+                f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft was sampled. "
+                "Call super()._generate(prompts) in your override, or switch refinement off."
+            )
+        return self._stages
 
     def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]]) -> list[SampledDraft]:
         """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order."""
@@ -163,11 +191,10 @@ class TwoStages:
                 rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
         finally:
             self.in_stage1 = False
-        masks = generated[2] if len(generated) > 3 and generated[2] is not None else [None] * len(completion_ids)
         version = int(trainer.state.global_step)
         local = [
             (*self._decode(ids, mask), *failures.get(row, (None, "")))
-            for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True))
+            for row, (ids, mask) in enumerate(zip(completion_ids, _masks(generated), strict=True))
         ]
         sampled = _gather(local, num_ranks)
         return [
@@ -213,12 +240,35 @@ class TwoStages:
         return [f"{mode}-{step}-{count}-{position}" for position in range(num_groups)]
 
 
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Generator[None]:
+    """An attribute of one object, for a while; a method of its class is seen again afterwards."""
+    own = vars(owner).get(name, _MISSING)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is _MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+_MISSING = object()
+
+
 def _group_size_name(trainer: Any) -> str:
     return "num_generations" if trainer.model.training else "num_generations_eval"
 
 
 def _gather(objects: list[Any], num_ranks: int) -> list[Any]:
     return gather_object(objects) if num_ranks > 1 else objects
+
+
+def _masks(generated: tuple[Any, ...]) -> list[Any]:
+    """Per row, 1 for the policy's own tokens and 0 for what tools or an environment said; None where all are its own."""
+    masks = generated[2] if len(generated) > 3 else None
+    return [None] * len(generated[1]) if masks is None else masks
 
 
 def _has_images(prompt: Any) -> bool:

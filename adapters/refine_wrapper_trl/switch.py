@@ -6,8 +6,10 @@ and checkpoints see no difference, and every later ``from trl import GRPOTrainer
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from refine_wrapper.errors import SeamError
 
@@ -25,7 +27,12 @@ def switch_trainer(module: ModuleType) -> None:
     from refine_wrapper_trl.mixin import RefineMixin
 
     base = _class_of(module, "Trainer")
-    setattr(module, base.__name__, _like(base, (RefineMixin, base)))
+
+    @functools.wraps(base.__init__)  # for who asks for the parameters: those of the host's class, not (*args, **kwargs)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        RefineMixin.__init__(self, *args, **kwargs)
+
+    setattr(module, base.__name__, _like(base, (RefineMixin, base), __init__=__init__))
 
 
 def _class_of(module: ModuleType, suffix: str) -> type:
@@ -39,7 +46,7 @@ def _class_of(module: ModuleType, suffix: str) -> type:
     return found
 
 
-def _like(base: type, bases: tuple[type, ...]) -> type:
-    swapped = type(base.__name__, bases, {"__module__": base.__module__, "__doc__": base.__doc__})
+def _like(base: type, bases: tuple[type, ...], **members: Any) -> type:
+    swapped = type(base.__name__, bases, {"__module__": base.__module__, "__doc__": base.__doc__, **members})
     swapped.__qualname__ = base.__qualname__
     return swapped

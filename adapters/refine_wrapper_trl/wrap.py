@@ -24,7 +24,9 @@ def refine(target: T, **settings: Any) -> T:
     """
     if isinstance(target, type):
         _check(target)
-        members = {"refine_settings": settings, "__module__": target.__module__, "__doc__": target.__doc__}
+        # On a class that refines already, what is not said again stays; being off does not, for refine() means on.
+        kept = {name: value for name, value in getattr(target, "refine_settings", {}).items() if name != "enabled"}
+        members = {"refine_settings": {**kept, **settings}, "__module__": target.__module__, "__doc__": target.__doc__}
         bases = (target,) if issubclass(target, RefineMixin) else (RefineMixin, target)
         return cast("T", type(f"Refine{target.__name__}", bases, members))
     _check(type(target))

@@ -37,9 +37,7 @@ class FormatReward:
         try:
             self._pattern = None if pattern is None else re.compile(pattern, re.DOTALL)
         except re.error as error:
-            raise ConfigError(
-                f"refine: reward {name!r}: {pattern!r} is no regular expression: {error}"
-            ) from error
+            raise ConfigError(f"refine: reward {name!r}: {pattern!r} is no regular expression: {error}") from error
 
     def __call__(
         self, *, completions: Sequence[str | Sequence[Message]], prompts: Sequence[Any] = (), **columns: Any

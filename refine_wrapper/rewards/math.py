@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +77,7 @@ class MathReward:
     @property
     def timeouts(self) -> int:
         """Comparisons so far that were given up, because they took too long or ended their process."""
-        return self._timeouts
+        return self._process.failures
 
     def close(self) -> None:
         """End the other process now, not with the interpreter. Calling the reward again starts another."""
@@ -93,7 +92,8 @@ class MathReward:
         return 1.0 if answer == gold else float(self._ask(gold=gold, answer=answer))
 
     def _ask(self, **question: str) -> bool:
-        # Answers repeat within a group. Remembered, one that hangs costs its time once.
+        # Answers repeat within a group. Remembered, one that hangs costs its time once. There is no lock here, for a
+        # fork could inherit it locked: two threads that ask the same at once get the same answer twice.
         key = tuple(question.values())
         known = self._known.get(key)
         if known is not None:
@@ -102,34 +102,23 @@ class MathReward:
         if isinstance(result, str):
             self._given_up(result, question)
             result = False
-        with self._lock:
-            if len(self._known) >= _REMEMBERED:
-                self._known.pop(next(iter(self._known)))
-            self._known[key] = result
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[key] = result
         return result
 
     def _given_up(self, why: Failure, question: dict[str, str]) -> None:
-        with self._lock:
-            self._timeouts += 1
-            first = self._timeouts == 1
-        if first:  # once: the count is in the metrics
-            what = (
-                f"took more than {self.timeout:g} s"
-                if why == "timeout"
-                else "ended the process that compares"
-            )
-            _log.warning(
-                "refine: reward %r: a comparison %s and counts as unequal: %.200r",
-                self.__name__,
-                what,
-                question,
-            )
+        if self._warned:  # once: the count is in the metrics
+            return
+        self._warned = True
+        what = f"took more than {self.timeout:g} s" if why == "timeout" else "ended its process"
+        message = "refine: reward %r: a comparison %s and counts as unequal: %.200r"
+        _log.warning(message, self.__name__, what, question)
 
     def _prepare(self) -> None:
-        self._lock = threading.Lock()
         self._process = MathProcess(self.timeout)
         self._known: dict[tuple[str, ...], bool] = {}
-        self._timeouts = 0
+        self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {"__name__": self.__name__, "answer_column": self.answer_column, "timeout": self.timeout}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -16,14 +16,10 @@ COLUMNS: Final = ("answer", "solution", "ground_truth")
 """Where the right answer is looked for, in this order, unless a column is named."""
 
 # What TRL passes to every reward function beside the columns.
-_NOT_COLUMNS: Final = frozenset(
-    ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
-)
+_NOT_COLUMNS: Final = frozenset(("completion_ids", "trainer_state", "log_extra", "log_metric", "environments"))
 
 
-def right_answers(
-    columns: Mapping[str, Any], named: str | None, expected: int, reward: str
-) -> list[str | None]:
+def right_answers(columns: Mapping[str, Any], named: str | None, expected: int, reward: str) -> list[str | None]:
     r"""The right answer of every row, taken out of ``\boxed{}`` and the like; None where the row has none.
 
     Raises:
@@ -31,12 +27,13 @@ def right_answers(
     """
     column = _column(columns, named, reward)
     values: Any = columns[column]
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != expected:  # pyright: ignore[reportUnknownArgumentType]
+    # A list, or an array: some hosts keep their batches in NumPy.
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__") or len(values) != expected:
         raise ConfigError(
             f"refine: reward {reward!r}: column {column!r} must have one value per completion ({expected}), "
             f"not {values!r:.80}"
         )
-    return [_answer(value, column, reward) for value in values]  # pyright: ignore[reportUnknownVariableType]
+    return [_answer(value, column, reward) for value in values]
 
 
 def _column(columns: Mapping[str, Any], named: str | None, reward: str) -> str:

@@ -29,6 +29,8 @@ class MathProcess:
     """
 
     def __init__(self, timeout: float) -> None:
+        self.failures = 0
+        """Questions so far that were not answered."""
         self._timeout = timeout
         self._forget()
         _instances.add(self)
@@ -46,16 +48,18 @@ class MathProcess:
         """
         with self._lock:
             # Killed from outside, say for memory: a second try shows whether this question was the reason.
+            late = False
             for _ in range(2):
                 process = self._process or self._start()
                 reply, late = _exchange(process, question, self._timeout)
                 if late or reply is None:
                     self._stop()
                 if late:
-                    return "timeout"
+                    break
                 if reply is not None:
                     return bool(reply["result"])
-            return "crash"
+            self.failures += 1
+            return "timeout" if late else "crash"
 
     def close(self) -> None:
         """End the process. The next question starts another."""
@@ -80,16 +84,9 @@ class MathProcess:
         reply, late = _exchange(process, None, _STARTUP_SECONDS)
         if late or reply is None or "error" in reply:
             self._stop()
-            why = (
-                "it took too long"
-                if late
-                else f"it ended with {process.returncode}"
-                if reply is None
-                else reply["error"]
-            )
-            raise RefineError(
-                f"refine: the process that compares answers with math-verify cannot start: {why}"
-            )
+            ended = "it took too long" if late else f"it ended with {process.returncode}"
+            why = ended if reply is None else reply.get("error", ended)
+            raise RefineError(f"refine: the process that runs math-verify cannot start: {why}")
         return process
 
     def _stop(self) -> None:
@@ -111,9 +108,7 @@ class MathProcess:
             process.returncode = 0  # it is not our child: Popen must neither wait for it nor warn about it
 
 
-def _exchange(
-    process: subprocess.Popen[bytes], question: Any, seconds: float
-) -> tuple[dict[str, Any] | None, bool]:
+def _exchange(process: subprocess.Popen[bytes], question: Any, seconds: float) -> tuple[dict[str, Any] | None, bool]:
     """The reply, or None if the process died; and whether we ended it because it took too long."""
     assert process.stdin is not None
     assert process.stdout is not None

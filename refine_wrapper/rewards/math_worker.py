@@ -50,9 +50,7 @@ def check(gold: str, answer: str | None = None) -> bool:
             return bool(right)
         _, verify = _parse_functions()
         return bool(verify(right, _read(answer), timeout_seconds=None))
-    except (
-        Exception
-    ):  # sympy raises anything, MemoryError and RecursionError included; no equality was shown then
+    except Exception:  # sympy raises anything, MemoryError and RecursionError too: no equality was shown
         return False
 
 
@@ -71,16 +69,14 @@ def _parse_functions() -> tuple[Any, Any]:
     module: Any = library
     configurations = [module.LatexExtractionConfig(boxed_match_priority=0), module.ExprExtractionConfig()]
     # Its own timeouts are off: a signal handler cannot interrupt one huge power, ending the process can.
-    return functools.partial(
-        module.parse, extraction_config=configurations, parsing_timeout=None
-    ), module.verify
+    parse = functools.partial(module.parse, extraction_config=configurations, parsing_timeout=None)
+    return parse, module.verify
 
 
 def _prepare() -> None:
     logging.disable(logging.CRITICAL)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the starter decides what it means
+    # Ctrl-C reaches the whole process group; what it means is for the starter to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])

@@ -21,12 +21,8 @@ def completion_text(completion: str | Sequence[Message]) -> str:
         return completion
     # Hosts are not type-checked, hence the tests that the signature makes look superfluous.
     messages = cast("Any", completion)
-    if not isinstance(messages, (list, tuple)) or not all(
-        isinstance(m, Mapping) for m in cast("list[Any]", messages)
-    ):
-        raise ConfigError(
-            f"refine: a completion must be a string or a list of messages, not {completion!r:.80}"
-        )
+    if not isinstance(messages, (list, tuple)) or not all(isinstance(m, Mapping) for m in cast("list[Any]", messages)):
+        raise ConfigError(f"refine: a completion must be a string or a list of messages, not {completion!r:.80}")
     said = [message for message in completion if message.get("role") == "assistant"]
     return _content_text(said[-1].get("content")) if said else ""
 
@@ -38,9 +34,7 @@ def _content_text(content: Any) -> str:
         return content
     if isinstance(content, (list, tuple)):
         return "".join(_part_text(part) for part in cast("list[Any]", content))
-    raise ConfigError(
-        f"refine: the content of a message must be text or a list of parts, not {content!r:.80}"
-    )
+    raise ConfigError(f"refine: the content of a message must be text or a list of parts, not {content!r:.80}")
 
 
 def _part_text(part: Any) -> str:

@@ -95,9 +95,7 @@ def _checked_weight(reward: Any, weight: Any) -> float:
         )
     value = scalar(weight)
     if value is None or not math.isfinite(value):
-        raise ConfigError(
-            f"refine: the weight of reward {_name(reward)!r} must be a finite number, not {weight!r}"
-        )
+        raise ConfigError(f"refine: the weight of reward {_name(reward)!r} must be a finite number, not {weight!r}")
     return value
 
 
@@ -109,9 +107,7 @@ def _checked_values(reward: Any, returned: Any, expected: int) -> list[float | N
             f"refine: reward {_name(reward)!r} must return a list of numbers, not {type(returned).__name__}"
         ) from None
     if len(values) != expected:
-        raise PluginError(
-            f"refine: reward {_name(reward)!r} returned {len(values)} values for {expected} completions"
-        )
+        raise PluginError(f"refine: reward {_name(reward)!r} returned {len(values)} values for {expected} completions")
     numbers = [None if value is None else scalar(value) for value in values]
     for value, number in zip(values, numbers, strict=True):
         if value is not None and number is None:

@@ -1,0 +1,163 @@
+"""The checks of the project: each test session runs the built wheel in the environment of one host.
+
+`make test` runs them all; `nox -s trl -- -k rloo` passes what follows `--` on to pytest. Environments are
+cached outside the checkout and shared (tools/environment.py), so nox makes none itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+CONFIG = ROOT / "pyproject.toml"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import environment  # noqa: E402  (found through the line above)
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm"]
+
+# Tests use models that they make themselves: nothing is fetched, and nothing is reported to anyone.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, types, and that the generated parts of the documents are up to date."""
+    python = _dev_python(session)
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+    session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
+    # Of the sources here, whatever wheel the last run has left in the environment.
+    session.run(python, "tools/docs.py", "--check", env={"PYTHONPATH": str(ROOT)}, external=True)
+
+
+@nox.session(name="format", default=False)
+def format_(session: nox.Session) -> None:
+    """Rewrite the sources in the project's format."""
+    python = _dev_python(session)
+    session.run(python, "-m", "ruff", "check", "--fix-only", "--show-fixes", ".", external=True)
+    session.run(python, "-m", "ruff", "format", ".", external=True)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """The core, without torch or any host; a warning is an error, and no test may take long."""
+    _test(session, "dev", "core", "-W", "error", "--timeout", "60")
+
+
+@nox.session
+def trl(session: nox.Session) -> None:
+    """TRL's own trainers, with Hugging Face generation."""
+    _test(session, "trl", "trl")
+
+
+@nox.session
+def trl_oldest(session: nox.Session) -> None:
+    """The tests marked `oldest`, on the oldest TRL that is supported."""
+    _test(session, "trl-oldest", "trl", "-m", "oldest")
+
+
+@nox.session
+def trl_vllm(session: nox.Session) -> None:
+    """TRL's own trainers, with vLLM generation on a CPU."""
+    _test(session, "trl-vllm", "trl_vllm")
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """`refine-wrapper demo`, with what follows `--`."""
+    with _installed(session, "trl") as env:
+        command = env.python.with_name("refine-wrapper")
+        session.run(str(command), "demo", *session.posargs, env=_variables(env), external=True)
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """The sdist, and the wheel made from that sdist, into dist/."""
+    session.run(_dev_python(session), "-m", "build", "--no-isolation", "--outdir", "dist", external=True)
+
+
+def _test(session: nox.Session, name: str, folder: str, *options: str) -> None:
+    """Run the tests in tests/`folder` on the wheel, in the environment `name`."""
+    tests = ROOT / "tests" / folder
+    if not tests.is_dir():
+        session.error(f"there is no folder tests/{folder}")  # before an environment is made for nothing
+    selected, others = _split(session.posargs)
+    with _installed(session, name) as env, tempfile.TemporaryDirectory(prefix="refine-wrapper-") as scratch:
+        variables = {
+            **_variables(env),
+            **OFFLINE,
+            "HF_HOME": f"{scratch}/huggingface",
+            "REFINE_WRAPPER_TEST_INSTALLED": "1",
+        }
+        pytest = (str(env.python), "-m", "pytest", f"--config-file={CONFIG}", f"--rootdir={ROOT}")
+        # In a folder of its own: trainers write where they are started, and the sources must not be
+        # importable there.
+        with session.chdir(scratch):
+            session.run(*pytest, *options, *others, *(selected or [str(tests)]), env=variables, external=True)
+
+
+@contextlib.contextmanager
+def _installed(session: nox.Session, name: str) -> Generator[environment.Environment]:
+    """The environment `name` with the wheel of this checkout in it, held so that no other run swaps it."""
+    with contextlib.ExitStack() as stack:
+        with _explained(session):
+            wheel = _wheel()
+            env = stack.enter_context(environment.hold(name))
+            environment.install_wheel(env, wheel)
+        yield env
+
+
+@functools.cache
+def _wheel() -> Path:
+    """The wheel, built once for all sessions of this run, outside the source tree."""
+    folder = Path(tempfile.mkdtemp(prefix="refine-wrapper-wheel-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return environment.build_wheel(ROOT, folder)
+
+
+def _variables(env: environment.Environment) -> dict[str, str]:
+    """What makes a process import the installed packages, and nothing from the folder it is started in."""
+    return {
+        "PYTHONPATH": env.pythonpath,
+        "PYTHONSAFEPATH": "1",
+        # Empty is unset. Container images often set it; every process would then compile its host anew, for 10 s.
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Which tests were asked for (absolute, because pytest runs elsewhere), and the other arguments."""
+    tests = [argument for argument in arguments if argument.startswith("tests/")]
+    return [str(ROOT / test) for test in tests], [argument for argument in arguments if argument not in tests]
+
+
+def _dev_python(session: nox.Session) -> str:
+    with _explained(session):
+        return str(environment.prepare("dev").python)
+
+
+@contextlib.contextmanager
+def _explained(session: nox.Session) -> Generator[None]:
+    """Fail the session with the message alone: a traceback would hide what to do."""
+    try:
+        yield
+    except environment.EnvironmentBuildError as error:
+        session.error(str(error))

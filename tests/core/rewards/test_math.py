@@ -1,0 +1,199 @@
+"""The math reward without math-verify: columns, refusals, what needs no comparison."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import pickle
+import subprocess
+import sys
+from array import array
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refine_wrapper.errors import ConfigError, RefineError
+from refine_wrapper.plugins import Plugins
+from refine_wrapper.rewards.math import MathReward
+from refine_wrapper.rewards.math_gold import right_answers
+from refine_wrapper.rewards.math_notation import LONGEST_ANSWER, as_latex, final_answer, normalized, readings
+from refine_wrapper.rewards.math_process import MathProcess
+
+absent = pytest.mark.skipif(importlib.util.find_spec("math_verify") is not None, reason="math-verify is installed")
+
+
+@absent
+def test_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"reward 'math' needs math-verify: pip install 'refine-wrapper\[math\]'"):
+        MathReward()(prompts=["q"], completions=["4"], answer=["4"])
+
+
+@absent
+def test_a_process_that_cannot_start_says_why() -> None:
+    with pytest.raises(RefineError, match="cannot start: ModuleNotFoundError: No module named 'math_verify'"):
+        MathProcess(1.0).ask(gold="4")
+
+
+def test_a_process_that_dies_at_once_says_so(stand_in: Path) -> None:
+    (stand_in / "math_verify.py").write_text("import os; os._exit(7)")
+    with pytest.raises(RefineError, match="cannot start: it ended with 7"):
+        MathProcess(1.0).ask(gold="4")
+
+
+def test_equal_numbers_need_no_process(stand_in: Path) -> None:
+    reward = MathReward()
+    assert (
+        reward(prompts=["q"] * 3, completions=[r"\boxed{42}", "$42$.", "#### 42"], answer=["42", 42, "42."])
+        == [1.0] * 3
+    )
+    assert reward._process.pid is None
+
+
+def test_no_gold_no_reward(stand_in: Path) -> None:
+    reward = MathReward()
+    nothing = [None, "", "  ", float("nan"), r"\boxed{}", float("inf")]
+    assert reward(completions=["4"] * len(nothing), answer=nothing) == [None] * len(nothing)
+    assert reward._process.pid is None
+
+
+def test_gold_that_cannot_be_read_gives_none_whatever_the_answer(stand_in: Path) -> None:
+    reward = MathReward()
+    assert reward(completions=["word", "4", ""], answer=["word"] * 3) == [None] * 3
+    reward.close()
+
+
+@pytest.mark.parametrize("column", ["answer", "solution", "ground_truth"])
+def test_columns(stand_in: Path, column: str) -> None:
+    assert MathReward()(completions=["4"], **{column: [r"so \boxed{4}"], "level": [3]}) == [1.0]
+
+
+def test_the_first_column_counts_unless_one_is_named(stand_in: Path) -> None:
+    columns: dict[str, Any] = {"ground_truth": ["1"], "solution": ["2"], "final": ["3"]}
+    assert right_answers(columns, None, 1, "math") == ["2"]
+    assert right_answers(columns, "final", 1, "math") == ["3"]
+
+
+def test_a_column_may_be_an_array() -> None:
+    assert right_answers({"answer": array("d", [0.5, 1e-7])}, None, 2, "math") == ["0.5", "0.0000001"]
+
+
+def test_a_missing_column_names_those_present() -> None:
+    trl: dict[str, Any] = {"completion_ids": [[1]], "trainer_state": None, "log_extra": print}
+    with pytest.raises(
+        ConfigError, match=r"no column 'answer' or 'solution' or 'ground_truth'. Columns present: target"
+    ) as caught:
+        MathReward()(prompts=["q"], completions=["4"], target=["4"], **trl)
+    assert "MathReward(answer_column='target')" in str(caught.value)
+    assert isinstance(caught.value, RefineError)
+    with pytest.raises(ConfigError, match=r"no column 'anwser'.*Did you mean 'answer'\?"):
+        MathReward("anwser")(completions=["4"], answer=["4"])
+    with pytest.raises(ConfigError, match=r"Columns present: none"):
+        MathReward()(completions=["4"], **trl)
+
+
+@pytest.mark.parametrize("value", [["4"], {"target": 4}, True, b"4", 4j])
+def test_a_gold_answer_of_a_wrong_type_is_named(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"column 'answer' must hold text or numbers, not"):
+        MathReward()(completions=["4"], answer=[value])
+
+
+@pytest.mark.parametrize("column", ["4", ["4", "4"], [], None, 4, {"4": "4"}])
+def test_a_column_has_one_value_per_completion(column: Any) -> None:
+    with pytest.raises(ConfigError, match=r"column 'answer' must have one value per completion \(1\)"):
+        MathReward()(completions=["4"], answer=column)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.decimals(-100, 100, places=3))
+def test_numbers_keep_their_value_and_get_no_exponent(number: float | int | Decimal) -> None:
+    (answer,) = right_answers({"answer": [number]}, None, 1, "math")
+    assert answer is not None
+    assert "e" not in answer.lower()
+    assert Decimal(answer) == Decimal(repr(float(number)) if not isinstance(number, int) else number)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_timeout_is_positive(timeout: float) -> None:
+    with pytest.raises(ConfigError, match="timeout must be above 0"):
+        MathReward(timeout=timeout)
+
+
+def test_pickles_with_its_settings() -> None:
+    copy = pickle.loads(pickle.dumps(MathReward("final", timeout=2, name="exact")))
+    assert (copy.answer_column, copy.timeout, copy.__name__) == ("final", 2, "exact")
+
+
+def test_reasoning_is_no_answer_and_an_endless_one_is_cut() -> None:
+    assert final_answer(r"\boxed{1}</think> it is 2") == "it is 2"
+    assert final_answer(r"<think>\boxed{1}</think>\boxed{2}") == "2"
+    assert final_answer("1" * 99_999 + " so 5") == ("1" * 99_999 + " so 5")[-LONGEST_ANSWER:]
+    assert final_answer(r"\boxed{" + "1" * 99_999 + "}") == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "latex"),
+    [
+        ("yes", r"\text{yes}"),
+        ("no", r"\text{no}"),
+        ("xy", "xy"),
+        ("Pi", r"\pi"),
+        ("-2  1/2", r"-2\frac{1}{2}"),
+        ("1e-7", r"1\times 10^{-7}"),
+        ("2.5E+3.", r"2.5\times 10^{3}"),
+        ("$x$", "x"),
+        ("$x$ and $y$", "$x$ and $y$"),
+    ],
+)
+def test_plain_notation_becomes_latex(answer: str, latex: str) -> None:
+    assert as_latex(answer) == latex
+
+
+def test_prose_is_searched_and_a_bare_answer_is_boxed() -> None:
+    assert readings("The answer is 4.") == ["The answer is 4.", r"\boxed{The answer is 4}"]
+    assert readings("(1, 2)") == [r"\boxed{(1, 2)}", "(1, 2)"]
+    searched = ["I get $x$", r"I get \(x\)", "2+2\n4"]
+    assert [readings(text)[0] for text in searched] == searched
+    for bare in (
+        "$x$",
+        r"\$5",
+        r"\left(1, 2\right)",
+        "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}",
+        r"3 \text{ cm}",
+        "42 apples",
+    ):
+        assert readings(bare)[0] == rf"\boxed{{{as_latex(bare)}}}"
+
+
+@given(st.text(alphabet="$. 1a"))
+def test_normalizing_twice_changes_little_more(answer: str) -> None:
+    assert normalized(answer) in answer or " ".join(answer.split()) != answer
+    assert normalized(answer) == normalized(answer).strip()
+
+
+def test_is_registered_and_nothing_is_imported_for_it() -> None:
+    rewards = Plugins(entry_points=False).all("reward")
+    assert {name: reward.__name__ for name, reward in rewards.items()} == {"math": "math", "format": "format"}
+    assert rewards["math"] is Plugins(entry_points=False).get("reward", "math")
+    code = (
+        "import sys; from refine_wrapper.plugins import Plugins; Plugins(entry_points=False).all('reward');"
+        "import refine_wrapper.rewards.weighted, refine_wrapper.rewards.math_worker;"
+        "print(sorted({'torch', 'sympy', 'math_verify', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_hang_is_logged_once_and_counted(stand_in: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reward = MathReward(timeout=0.5)
+    logged: list[tuple[str, float]] = []
+    completions = ["hang 1", "4", "hang 1", "sleep 2"]
+    with caplog.at_level(logging.WARNING):
+        rewards = reward(completions=completions, answer=["4"] * 4, log_metric=lambda *pair: logged.append(pair))
+    assert rewards == [0.0, 1.0, 0.0, 0.0]
+    assert reward.timeouts == 2  # the repeated answer is remembered
+    assert logged == [("math/timeouts", 2.0)]
+    assert [record.message[:44] for record in caplog.records] == ["refine: reward 'math': a comparison took mor"]
+    reward.close()
