@@ -152,9 +152,7 @@ def test_replace_is_validated_and_leaves_the_original() -> None:
         config.replace(num_draft=1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "active"), [({}, True), ({"enabled": False}, False), ({"num_drafts": 0}, False)]
-)
+@pytest.mark.parametrize(("settings", "active"), [({}, True), ({"enabled": False}, False), ({"num_drafts": 0}, False)])
 def test_active(settings: dict[str, Any], active: bool) -> None:
     assert RefineConfig(**settings).active is active
 

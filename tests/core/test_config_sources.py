@@ -206,7 +206,9 @@ def test_values_written_as_text(name: str, text: str, value: Any) -> None:
     assert parse_value(name, text) == value
 
 
-@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.booleans() | st.none(), min_size=1))
+@given(
+    st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.booleans() | st.none(), min_size=1)
+)
 def test_options_written_as_json_arrive_as_they_are(options: dict[str, Any]) -> None:
     text = json.dumps(options, ensure_ascii=False)
     if text.isprintable():  # YAML has its own mind about control characters

@@ -63,7 +63,9 @@ def test_built_ins_come_through_the_public_hooks() -> None:
     ]
     for kind, hook in REGISTRIES.items():
         registered = {
-            name: value for impl in getattr(plugins.hook, hook).get_hookimpls() for name, value in impl.function().items()
+            name: value
+            for impl in getattr(plugins.hook, hook).get_hookimpls()
+            for name, value in impl.function().items()
         }
         assert registered.keys() == plugins.all(kind).keys(), kind
     assert plugins.owner("selector", "best") == "refine_wrapper.selection.hooks"

@@ -214,5 +214,3 @@ def scored(*rewards: Any, **options: Any) -> list[SampledDraft]:
 def finished(plan: GroupPlan, rewards: Iterable[float | None], text: str = "refined", **options: Any) -> GroupOutcome:
     refinements = tuple(Refinement(text=text, reward=reward, num_tokens=10) for reward in rewards)
     return GroupOutcome(plan, refinements, **options)
-
-

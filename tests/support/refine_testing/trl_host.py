@@ -149,6 +149,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 7,
 }
 
+
 def _start(folder: Path, model: Any) -> str:
     model.save_pretrained(folder / "start")
     return str(folder / "start")
@@ -259,7 +260,9 @@ def q_prime_ids(tokenizer: Any, question: Any, draft: str) -> list[int]:
         return tokenizer(text=as_q_prime(question, draft))["input_ids"]
     content = as_q_prime(question[-1]["content"], draft).removesuffix("\n\n")
     turns = [*question[:-1], {"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
 
 
 def trained_rows(steps: Sequence[Step]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from refine_wrapper.trace import read_trace
-from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer, RefineRLOOConfig, RefineRLOOTrainer
 
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny import tiny_llama, tiny_tokenizer
+from refine_wrapper.trace import read_trace
+from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer, RefineRLOOConfig, RefineRLOOTrainer
 
 IMPROVE = (
     "Check this attempt critically. Then solve the problem again from the start, correct any mistake, and give a "
@@ -92,7 +92,9 @@ def capturing(trainer_class: Any) -> Any:
     class Capturing(trainer_class):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if model.training:
-                kept = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+                kept = {
+                    name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+                }
                 self.__dict__.setdefault("trained", []).append(kept)
             return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -113,8 +115,8 @@ def make(folder: Path, *, algorithm: str = "grpo", trainer_class: Any = None, ar
         "reward_funcs": None,
         "train_dataset": None,
         "processing_class": None,
-        **{name: None for name in ("peft_config", "callbacks", "tools", "environment_factory", "rollout_func")},
-        **{name: None for name in ("reward_processing_classes", "eval_dataset")},
+        **dict.fromkeys(("peft_config", "callbacks", "tools", "environment_factory", "rollout_func")),
+        **dict.fromkeys(("reward_processing_classes", "eval_dataset")),
     }
     own = {name: given.pop(name) for name in list(given) if name in of_trainer}
     arguments = {
@@ -152,7 +154,9 @@ def batches(calls: list[dict[str, Any]], num_drafts: int, num_refinements: int) 
     for first, second in zip(calls[::2], calls[1::2], strict=True):
         questions = second["prompts"][::num_refinements]
         assert second["prompts"] == [q for q in questions for _ in range(num_refinements)]
-        assert first["prompts"] == [q for q in questions for _ in range(num_drafts)], "Stage 1 must be asked about q, N times"
+        assert first["prompts"] == [q for q in questions for _ in range(num_drafts)], (
+            "Stage 1 must be asked about q, N times"
+        )
         texts = [[text_of(completion) for completion in call["completions"]] for call in (first, second)]
         found.append(
             Batch(
@@ -189,7 +193,11 @@ def trained_rows(trainer: Any, micro_batches: list[dict[str, Any]] | None = None
         )
         for inputs in (trainer.trained if micro_batches is None else micro_batches)
         for prompt, prompt_mask, completion, mask in zip(
-            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"], strict=True
+            inputs["prompt_ids"],
+            inputs["prompt_mask"],
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+            strict=True,
         )
     ]
 

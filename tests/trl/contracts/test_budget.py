@@ -31,7 +31,9 @@ def _asked(length: int) -> str:
 @oldest
 @pytest.mark.parametrize("shape", ["plain", "chat"])
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
-def test_only_the_draft_is_cut_and_over_long_questions_are_the_hosts(objective: str, shape: str, tmp_path: Path) -> None:
+def test_only_the_draft_is_cut_and_over_long_questions_are_the_hosts(
+    objective: str, shape: str, tmp_path: Path
+) -> None:
     """Questions around every limit in one batch: the draft fits whole, in part, by one token, not at all; q alone does not."""
     frame = 0 if shape == "plain" else len("user\n\nassistant\n") + 3
     overhead = OVERHEAD if shape == "plain" else OVERHEAD - 2
@@ -104,9 +106,7 @@ def test_a_batch_of_over_long_questions_is_the_plain_hosts(tmp_path: Path) -> No
         reward = RecordingReward()
         more = {} if plain else {"refine_num_drafts": 2, "refine_on_no_draft": "error"}
         model = tiny_llama(max_positions=400 + ANSWER - 1)
-        trainer = trainer_for(
-            tmp_path / str(plain), reward, data, plain=plain, model=model, **settings, **more
-        )
+        trainer = trainer_for(tmp_path / str(plain), reward, data, plain=plain, model=model, **settings, **more)
         trainer.train()
         runs.append((reward.calls, [step.loss for step in trainer.steps]))
     assert runs[0] == runs[1]
@@ -127,9 +127,7 @@ def test_draft_tokens_caps_what_is_put_in(shorten: str, kept: str, tmp_path: Pat
         refine_shorten=shorten,
     )
     trainer.train()
-    for row, prompt in zip(
-        trainer.batches[0].rows, trainer.batches[0].prompts(trainer.processing_class), strict=True
-    ):
+    for row, prompt in zip(trainer.batches[0].rows, trainer.batches[0].prompts(trainer.processing_class), strict=True):
         assert prompt == as_q_prime(row["prompt"], kept)
 
 
@@ -183,9 +181,7 @@ def test_match_budget_takes_the_drafts_out_of_the_group(objective: str, tmp_path
     reward, plain_reward = RecordingReward(), RecordingReward()
     layout = {"num_generations": 8, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 8}
     more = {"eval_dataset": questions(20).select(range(18, 20))}
-    plain = trainer_for(
-        tmp_path, plain_reward, questions(8), objective=objective, plain=True, more=more, **layout
-    )
+    plain = trainer_for(tmp_path, plain_reward, questions(8), objective=objective, plain=True, more=more, **layout)
     trainer = trainer_for(
         tmp_path, reward, questions(8), objective=objective, more=more, refine_match_budget=True, **layout
     )

@@ -108,7 +108,9 @@ def _mean(values: Any) -> float:
     ],
     ids=["tensor", "list of tensors", "array", "tuple", "generator", "bool", "list of one"],
 )
-def test_whatever_reads_as_one_number_per_draft_is_a_reward(shape: Callable[[list[float]], Any], tmp_path: Path) -> None:
+def test_whatever_reads_as_one_number_per_draft_is_a_reward(
+    shape: Callable[[list[float]], Any], tmp_path: Path
+) -> None:
     trainer = _run(tmp_path, OnlyDrafts(lambda texts: shape([float(text == "text 4") for text in texts])))
     assert logged(trainer, "refine/draft_failures") == [0]
     assert logged(trainer, "refine/refined_share") == [1]
@@ -208,7 +210,9 @@ def test_drafts_without_text_are_no_drafts(draft: str, tmp_path: Path) -> None:
     assert logged(trainer, "refine/fallbacks/no_usable_draft") == [P]
 
 
-@pytest.mark.parametrize("settings", [{"loss_type": "grpo"}, {"loss_type": "dapo"}, {"beta": 0.1}, {"objective": "rloo"}])
+@pytest.mark.parametrize(
+    "settings", [{"loss_type": "grpo"}, {"loss_type": "dapo"}, {"beta": 0.1}, {"objective": "rloo"}]
+)
 def test_skip_trains_nothing_where_every_group_is_skipped(settings: dict[str, Any], tmp_path: Path) -> None:
     """Long completions, so that a ratio of masked against unmasked log-probabilities would overflow."""
     before = weights_of(trainer_for(tmp_path / "start", RecordingReward(), questions(8), plain=True).model)
@@ -231,7 +235,9 @@ def test_skip_trains_nothing_where_every_group_is_skipped(settings: dict[str, An
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
 def test_error_stops_the_run_and_says_why(objective: str, tmp_path: Path) -> None:
     reward = OnlyDrafts(lambda texts: _raise(RuntimeError("reward server is down")))
-    with pytest.raises(NoDraftError, match=r"no_usable_draft.*draft 0: reward_exception \(RuntimeError: reward server is"):
+    with pytest.raises(
+        NoDraftError, match=r"no_usable_draft.*draft 0: reward_exception \(RuntimeError: reward server is"
+    ):
         _run(tmp_path, reward, objective=objective, refine_on_no_draft="error")
 
 

@@ -8,7 +8,7 @@ and with its gradient.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,7 @@ def _compare(
         if objective == "rloo":
             part, ratio = sequence_objective(model, weights, old, rows[key], epsilon=EPSILON)
         else:
-            part, ratio = token_objectives(
-                model, weights, old, rows[key], epsilon=EPSILON, beta=beta, reference=start
-            )
+            part, ratio = token_objectives(model, weights, old, rows[key], epsilon=EPSILON, beta=beta, reference=start)
         parts.append(part)
         ratios.append(ratio.flatten())
     expected = aggregate(objective, parts, used, _trained_tokens(list(rows.values())))

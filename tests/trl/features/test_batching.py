@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from refine_testing.rewards import RecordingReward
 from refine_testing.trl_runs import check_refined, make
 
@@ -52,7 +51,8 @@ def test_cuts(
         assert len(batch.questions_P) == num_prompts
         assert len(set(batch.questions_P)) == num_prompts
         assert batch.columns[0]["answer"] == [
-            label for label in batch.columns[1]["answer"][:: trainer.num_generations]
+            label
+            for label in batch.columns[1]["answer"][:: trainer.num_generations]
             for _ in range(trainer.args.refine_num_drafts)
         ]
     assert any(not parameter.equal(before[name]) for name, parameter in trainer.model.named_parameters())

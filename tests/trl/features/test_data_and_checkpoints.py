@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import trl
 from datasets import Dataset, IterableDataset
 from packaging.version import Version
-
 from refine_testing.rewards import RecordingReward
-from refine_testing.trl_runs import appended, batches, best, chat_data, check_refined, make, plain_data, trace_of, trained_rows
+from refine_testing.trl_runs import (
+    appended,
+    batches,
+    best,
+    chat_data,
+    check_refined,
+    make,
+    plain_data,
+    trace_of,
+    trained_rows,
+)
+
 from refine_wrapper_trl import RefineGRPOConfig
 
 pytestmark = [pytest.mark.timeout(200)]
@@ -156,5 +165,3 @@ def test_a_checkpoint_says_how_it_was_refined(tmp_path: Path) -> None:
     assert saved.refine_config == trainer.args.refine_config
     state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["log_history"][0]["refine/completions"] == 10.0
-
-

@@ -12,7 +12,6 @@ import torch
 import trl
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-
 from refine_testing.rewards import RecordingReward
 from refine_testing.tiny import save_tiny, tiny_llama
 from refine_testing.trl_runs import check_refined, make, plain_data

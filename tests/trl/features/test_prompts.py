@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-
 from refine_testing.rewards import RecordingReward
 from refine_testing.tiny import CHATML, tiny_tokenizer
 from refine_testing.trl_runs import IMPROVE, appended, chat_data, check_refined, make, plain_data, turned
@@ -153,7 +152,9 @@ def test_template_file(tmp_path: Path, conversational: bool) -> None:
 
 def test_template_file_with_turns(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("turns: ['{question}', 'I said: {draft}', 'Again.']\ntext: '{question} / {draft} /'", encoding="utf-8")
+    file.write_text(
+        "turns: ['{question}', 'I said: {draft}', 'Again.']\ntext: '{question} / {draft} /'", encoding="utf-8"
+    )
     reward = RecordingReward()
     trainer = make(tmp_path, reward_funcs=reward, train_dataset=chat_data(), refine_template=str(file))
     trainer.train()

@@ -13,8 +13,6 @@ import pytest
 import torch
 import trl
 from packaging.version import Version
-from transformers import LlamaConfig, LlamaForSequenceClassification
-
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny import SPECIAL, tiny_tokenizer
 from refine_testing.trl_runs import (
@@ -29,6 +27,7 @@ from refine_testing.trl_runs import (
     trace_of,
     trained_rows,
 )
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 pytestmark = [pytest.mark.timeout(120)]
 
@@ -252,9 +251,7 @@ def test_rows_that_no_function_scores_are_no_drafts(tmp_path: Path) -> None:
 
     trainer = make(tmp_path, reward_funcs=[picky, nothing], max_steps=6)
     trainer.train()
-    check_refined(
-        trainer, reward, num_batches=6, score=lambda text: checksum(text) if checksum(text) > 0.7 else None
-    )
+    check_refined(trainer, reward, num_batches=6, score=lambda text: checksum(text) if checksum(text) > 0.7 else None)
     outcomes = Counter(draft["outcome"] for group in trace_of(trainer) for draft in group["drafts"])
     assert outcomes["no_reward"]
     assert outcomes["ok"]
@@ -332,7 +329,9 @@ def test_log_extra_and_log_metric_and_log_completions(tmp_path: Path, algorithm:
     assert list(table["extra"]["text"]) == texts
     assert list(table["extra"]["length"]) == [len(text) for text in texts]
     assert [text_of(completion) for completion in table["completion"]] == texts
-    if not isinstance(table["prompt"][0], str):  # TRL 1.0 shows the decoded prompt, which is q'; later versions the row's, q
+    if not isinstance(
+        table["prompt"][0], str
+    ):  # TRL 1.0 shows the decoded prompt, which is q'; later versions the row's, q
         assert list(table["prompt"]) == [question for question in found[-1].questions_P for _ in range(2)]
     assert not trainer._pending_extra_logs
     assert not trainer._pending_metrics

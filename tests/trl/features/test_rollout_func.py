@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from refine_testing.rewards import RecordingReward
 from refine_testing.trl_runs import appended, best, chat_data, check_refined, make, rendered, trace_of
 

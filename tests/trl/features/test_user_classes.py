@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTTrainer
-
 from refine_testing.rewards import RecordingReward, checksum
 from refine_testing.trl_runs import (
     appended,
@@ -23,6 +20,9 @@ from refine_testing.trl_runs import (
     trace_of,
     trained_rows,
 )
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTTrainer
+
 from refine_wrapper.errors import ConfigError, SeamError
 from refine_wrapper_trl import RefineGRPOTrainer, refine
 

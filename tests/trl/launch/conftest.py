@@ -54,10 +54,15 @@ class Workshop:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.model = save_tiny(root / "model")
-        self.data = self._write("data.jsonl", [{"prompt": f"{n} plus {n + 1} is", "answer": str(2 * n + 1)} for n in range(NUM_ROWS)])
+        self.data = self._write(
+            "data.jsonl", [{"prompt": f"{n} plus {n + 1} is", "answer": str(2 * n + 1)} for n in range(NUM_ROWS)]
+        )
         self.chats = self._write(
             "chats.jsonl",
-            [{"prompt": [{"role": "user", "content": f"{n} + {n}?"}], "solution": f"${2 * n}$"} for n in range(NUM_ROWS)],
+            [
+                {"prompt": [{"role": "user", "content": f"{n} + {n}?"}], "solution": f"${2 * n}$"}
+                for n in range(NUM_ROWS)
+            ],
         )
         self._count = 0
 
@@ -74,7 +79,9 @@ class Workshop:
         return folder
 
     def environment(self, folder: Path) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("REFINE_WRAPPER_", "ACCELERATE_", "PYTEST_"))}
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(("REFINE_WRAPPER_", "ACCELERATE_", "PYTEST_"))
+        }
         return {
             **inherited,
             "HF_HOME": str(self.root / "huggingface"),
@@ -86,7 +93,9 @@ class Workshop:
             "TRANSFORMERS_VERBOSITY": "error",
         }
 
-    def run(self, *command: str, flags: tuple[str, ...] = (), folder: Path | None = None, trace: bool = True) -> Launched:
+    def run(
+        self, *command: str, flags: tuple[str, ...] = (), folder: Path | None = None, trace: bool = True
+    ) -> Launched:
         """`refine-wrapper run FLAGS -- COMMAND`, with a trace that has the texts."""
         folder = folder or self.folder()
         traced = ("--refine.trace_dir", str(folder / "trace"), "--refine.trace_texts", "true") if trace else ()

@@ -70,10 +70,14 @@ def test_python(refined: Any) -> None:
 
 def test_it_says_so_once_with_numbers(refined: Any) -> None:
     assert refined.screen.count(BANNER) == 1
-    assert f"{BANNER}N=3 drafts + G=2 refinements = 5 completions per prompt; the plain run samples 2." in refined.screen
+    assert (
+        f"{BANNER}N=3 drafts + G=2 refinements = 5 completions per prompt; the plain run samples 2." in refined.screen
+    )
     assert refined.screen.startswith("refine: on. num_drafts 3 (--refine.num_drafts)")
     assert refined.screen.count("refine: ") == 1
-    assert "refine" not in "".join(line for line in refined.output.splitlines(keepends=True) if not line.startswith("{"))
+    assert "refine" not in "".join(
+        line for line in refined.output.splitlines(keepends=True) if not line.startswith("{")
+    )
 
 
 def test_torchrun_with_groups_that_straddle_two_ranks(workshop: Any) -> None:
@@ -178,7 +182,9 @@ def test_a_trlparser_script_takes_settings_and_flags_win(workshop: Any) -> None:
     command = [PYTHON, str(SCRIPTS / "train_parser.py")]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    launched = workshop.run(*command, flags=("--refine.selector", "worst_formatted", "--refine.seed", "0"), folder=folder)
+    launched = workshop.run(
+        *command, flags=("--refine.selector", "worst_formatted", "--refine.seed", "0"), folder=folder
+    )
     assert launched.code == 0, launched.screen
     [group] = launched.groups
     assert len(group["drafts"]) == 3  # only the script says so: the default is 4
