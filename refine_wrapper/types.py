@@ -140,10 +140,11 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """One refinement row of a host batch: the prompt it is sampled from and trained under, and if it is trained."""
+    """One refinement row of a host batch: its prompt (for sampling and training), if that is q', if it is trained."""
 
     group_id: str
     prompt: Prompt
+    refined: bool
     trained: bool
 
 
@@ -182,7 +183,7 @@ class GroupPlan:
 
     def row(self) -> RowPlan:
         """The plan of one refinement row of this group."""
-        return RowPlan(self.group_id, self.prompt, self.trained)
+        return RowPlan(self.group_id, self.prompt, self.action is Action.REFINE, self.trained)
 
 
 @dataclass(frozen=True, slots=True)

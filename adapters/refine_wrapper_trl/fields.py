@@ -82,7 +82,7 @@ class RefineFields(_Settings):
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] - the TRL config that is mixed in
 
     def __getstate__(self) -> dict[str, Any]:
-        # Plain values: what TRL saves beside a checkpoint (training_args.bin) must load where this package is not installed.
+        # Plain values: what TRL saves beside a checkpoint (training_args.bin) must load without this package.
         return {**self.__dict__, "refine_config": self.refine_config.model_dump(mode="json")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import SeamError
 from refine_wrapper.launch.report import note_refined
 from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import Action, Refinement, SampledDraft
+from refine_wrapper.types import Refinement, RowPlan, SampledDraft
 from refine_wrapper_trl.isolate import stage1_isolated
 from refine_wrapper_trl.start import announce, check_start, prompt_room, resolved_config
 
@@ -34,6 +34,7 @@ class TwoStages:
         self._rows: list[dict[str, Any]] | None = None
         self._questions: list[Any] = []
         self._masks: list[Any] = []
+        self._rows_planned: list[RowPlan] = []
         self._in_place = False
         self._stages: BatchStages | None = None
         self._batches_of_step = (-1, 0)
@@ -63,7 +64,7 @@ class TwoStages:
     def batch(self, inputs: list[dict[str, Any]]) -> Generator[None]:
         """Note the data set rows of a batch for its length, and watch how it is scored."""
         self._rows, self._stages = inputs, None
-        # On the trainer itself: an override in a subclass of the mixin is inside of it, for drafts and refinements alike.
+        # On the trainer itself: an override in a subclass of the mixin is inside it, for drafts and refinements alike.
         with _replaced(self._trainer, "_calculate_rewards", partial(self._score, self._trainer._calculate_rewards)):
             try:
                 yield
@@ -88,14 +89,9 @@ class TwoStages:
         stages.plan(self._sample_drafts([groups[position] for position in share]) if share else [])
         self._stages = stages
         note_refined("trl", trainer=type(trainer).__name__, num_drafts=self._refiner.config.num_drafts)
-        rows = stages.rows(group_size)[first_row : first_row + len(prompts)]
+        self._rows_planned = stages.rows(group_size)[first_row : first_row + len(prompts)]
         # Rows that stay plain keep the host's own object.
-        refined = [
-            row.prompt if plan.action is Action.REFINE else own
-            for row, plan, own in zip(
-                rows, self._plans_of_rows(group_size, first_row, len(prompts)), prompts, strict=True
-            )
-        ]
+        refined = [row.prompt if row.refined else own for row, own in zip(self._rows_planned, prompts, strict=True)]
         self._questions = list(prompts)
         # A host with images rebuilds pixel inputs from its own list of prompts after generation: put q' there too.
         self._in_place = any(_has_images(prompt) for prompt in prompts)
@@ -144,10 +140,7 @@ class TwoStages:
         trainer = self._trainer
         if all(plan.trained for plan in self._stages_of_batch.plans_P):
             return output
-        num_rows = len(output["completion_mask"])
-        first_row = trainer.accelerator.process_index * num_rows
-        plans = self._plans_of_rows(getattr(trainer, _group_size_name(trainer)), first_row, num_rows)
-        trained = torch.tensor([plan.trained for plan in plans], device=output["completion_mask"].device)
+        trained = torch.tensor([row.trained for row in self._rows_planned], device=output["completion_mask"].device)
         output["completion_mask"] = output["completion_mask"] * trained.unsqueeze(1).to(output["completion_mask"].dtype)
         # RLOO summed old_logps over tokens that are now masked: without this its ratio, and so its loss, is arbitrary.
         for name in ("advantages", "old_logps"):
@@ -169,8 +162,8 @@ class TwoStages:
     def _stages_of_batch(self) -> BatchStages:
         if self._stages is None:
             raise SeamError(
-                f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft was sampled. "
-                "Call super()._generate(prompts) in your override, or switch refinement off."
+                f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft "
+                "was sampled. Call super()._generate(prompts) in your override, or switch refinement off."
             )
         return self._stages
 
@@ -227,10 +220,6 @@ class TwoStages:
         several = getattr(self._trainer, "eos_token_ids", None)  # TRL knows several since 1.15; before, the tokenizer's
         return {*(several or ()), tokenizer.eos_token_id, tokenizer.pad_token_id}
 
-    def _plans_of_rows(self, group_size: int, first_row: int, num_rows: int) -> list[Any]:
-        assert self._stages is not None
-        return [self._stages.plans_P[row // group_size] for row in range(first_row, first_row + num_rows)]
-
     def _group_ids(self, num_groups: int) -> list[str]:
         """Ids that are the same on every rank and differ between batches, also where a step has several."""
         step = int(self._trainer.state.global_step)
@@ -265,8 +254,8 @@ def _gather(objects: list[Any], num_ranks: int) -> list[Any]:
     return gather_object(objects) if num_ranks > 1 else objects
 
 
-def _masks(generated: tuple[Any, ...]) -> list[Any]:
-    """Per row, 1 for the policy's own tokens and 0 for what tools or an environment said; None where all are its own."""
+def _masks(generated: Any) -> list[Any]:
+    """Per row, 1 for the policy's own tokens, 0 for what tools or an environment said; None where all are its own."""
     masks = generated[2] if len(generated) > 3 else None
     return [None] * len(generated[1]) if masks is None else masks
 

@@ -129,7 +129,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_a_config_error_is_also_a_value_error_and_hides_pydantic() -> None:
-    with pytest.raises(ValueError, match="^refine: ") as raised:
+    with pytest.raises(ValueError, match=r"^refine: ") as raised:
         RefineConfig(num_drafts=-1)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__

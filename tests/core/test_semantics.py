@@ -99,7 +99,7 @@ def test_only_refinements_are_trained_and_their_prompt_is_the_refined_one() -> N
     batch = BatchStages(refiner_with(num_drafts=2), [Question("a", "A?"), Question("b", "B?")])
     plans = batch.plan(scored(0.0, 1.0, 1.0, 0.0))
     rows = batch.rows(3)
-    assert rows == [RowPlan("a", plans[0].prompt, True)] * 3 + [RowPlan("b", plans[1].prompt, True)] * 3
+    assert rows == [RowPlan("a", plans[0].prompt, True, True)] * 3 + [RowPlan("b", plans[1].prompt, True, True)] * 3
     assert plans[0].prompt != "A?"
     assert plans[0].question == "A?"
 

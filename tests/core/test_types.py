@@ -89,8 +89,8 @@ def test_only_ok_drafts_are_usable() -> None:
 
 
 def test_a_row_says_what_it_is_sampled_from_and_whether_it_is_trained() -> None:
-    assert PLAN.row() == RowPlan("g", "q'", False)
-    assert dataclasses.replace(PLAN, action=Action.PLAIN).row() == RowPlan("g", "q'", True)
+    assert PLAN.row() == RowPlan("g", "q'", False, False)
+    assert dataclasses.replace(PLAN, action=Action.PLAIN).row() == RowPlan("g", "q'", False, True)
 
 
 def test_names_on_disk_and_in_metrics_do_not_change() -> None:

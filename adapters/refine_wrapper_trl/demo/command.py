@@ -22,7 +22,7 @@ _SECONDS = {"warm start step": 0.1, "plain step": 0.5, "refined step": 0.55}
 
 @click.command()
 @click.option(
-    "--seeds", default=1, show_default=True, type=click.IntRange(1), help="How many seeds, each with both arms."
+    "--seeds", default=2, show_default=True, type=click.IntRange(1), help="How many seeds, each with both arms."
 )
 @click.option("--steps", default=150, show_default=True, type=click.IntRange(1), help="RL steps of each arm.")
 @click.option(
@@ -48,8 +48,8 @@ def demo(
 ) -> None:
     """Train a tiny Llama on reasoning-gym palindromes with real TRL: plain at 8 completions, refined at 4 + 4.
 
-    Same seed, problems and prompts per step in both arms. Reports held-out accuracy, cost and diagnostics, whichever arm
-    is ahead. Ctrl-C leaves a report of what was done so far; the same command goes on from there.
+    Same seed, problems and prompts per step in both arms. Reports held-out accuracy, cost and diagnostics, whichever
+    arm is ahead. Ctrl-C leaves a report of what was done so far; the same command goes on from there.
     """
     console = Console()
     seconds = seeds * (
@@ -127,7 +127,7 @@ class _Run:
 
     def report(self) -> None:
         """Table, sentence and picture of whatever there is."""
-        from refine_wrapper_trl.demo.report import markdown, picture, rows, table, verdict
+        from refine_wrapper_trl.demo.report import LEGEND, markdown, picture, rows, table, verdict
 
         title = f"palindromes of {self._task.letters} letters, {self._plan.objective}, {self._plan.steps} steps"
         listed = rows(self._start, self._results)
@@ -135,7 +135,7 @@ class _Run:
         said = verdict(self._results)
         self._console.print(said)
         self._console.print("A tiny model on a toy task: this says nothing about yours. Run it on yours.")
-        _write(self._out / "report.md", f"# {title}\n\n{markdown(listed)}\n{said}\n")
+        _write(self._out / "report.md", f"# {title}\n\n{markdown(listed)}\n{LEGEND}\n\n{said}\n")
         _write(self._out / "results.json", {"warm_start": self._start, "arms": self._results})
         drawn = picture(self._out, title)
         if drawn is not None:

@@ -9,19 +9,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from refine_wrapper_trl.demo.arms import ARMS, PROGRESS_FILE
 
-COLUMNS = (
-    "arm",
-    "single-shot",
-    "with its own draft",
-    "completions",
-    "tokens",
-    "seconds",
-    "gradient-active",
-    "copy rate",
+COLUMNS = ("arm", "single-shot", "with draft", "completions", "tokens", "s", "active", "copy")
+LEGEND = (
+    "Held-out accuracy ± standard error, single-shot on the question and with one own draft in the prompt; completions and "
+    "tokens generated; seconds of training; share of groups with a gradient; share of refinements that repeat their draft "
+    "(both over the last quarter of the steps)."
 )
 _COLOURS = {"plain": "#555555", "refined": "#c2410c"}
 
@@ -38,9 +35,9 @@ def rows(start: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]
 
 def table(title: str, listed: Sequence[tuple[str, ...]]) -> Table:
     """The rows for the screen."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE_HEAD)
     for number, name in enumerate(COLUMNS):
-        drawn.add_column(name, justify="left" if number == 0 else "right")
+        drawn.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
     for row in listed:
         drawn.add_row(*row)
     return drawn
@@ -117,7 +114,7 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     def accuracy(key: str) -> str:
         values = [float(r[key]) for r in results]
         error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float(results[0][f"{key}_error"])
-        return f"{fmean(values):.3f} ± {error:.3f}"
+        return f"{fmean(values):.3f}±{error:.3f}"
 
     def mean(key: str, form: str) -> str:
         values = [float(r[key]) for r in results if r.get(key) is not None]

@@ -180,7 +180,7 @@ def record_generation(model: Any, tokenizer: Any, script: Script | None = None) 
             )
         answers = [script(prompt, row) for row, prompt in enumerate(prompts)]
         limit = generation_config.max_new_tokens
-        ids = [spelled(tokenizer, a) + [tokenizer.eos_token_id] if isinstance(a, str) else a for a in answers]
+        ids = [[*spelled(tokenizer, a), tokenizer.eos_token_id] if isinstance(a, str) else a for a in answers]
         width = min(limit, max(map(len, ids)))
         padded = [row[:width] + [tokenizer.pad_token_id] * (width - len(row)) for row in ids]
         return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)

@@ -136,7 +136,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    yield Ran(folder, log.read_text(encoding="utf-8", errors="replace"))
+    return Ran(folder, log.read_text(encoding="utf-8", errors="replace"))
 
 
 def _joined(ranks: list[dict[str, Any]], key: str, number: int, name: str) -> list[Any]:

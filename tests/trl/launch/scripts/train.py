@@ -12,7 +12,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 def checksum(completions, answer, **columns):
     """Differs between random texts, and depends on the row."""
-    return [sum((i + 1) * ord(c) for i, c in enumerate(str(a) + t)) % 97 / 97 for t, a in zip(completions, answer)]
+    return [
+        sum((i + 1) * ord(c) for i, c in enumerate(str(a) + t)) % 97 / 97
+        for t, a in zip(completions, answer, strict=False)
+    ]
 
 
 def note_trained(folder):
@@ -22,7 +25,10 @@ def note_trained(folder):
         if torch.is_grad_enabled():
             with open(os.path.join(folder, f"trained-{os.environ.get('RANK', 0)}.jsonl"), "a") as file:
                 mask = kwargs["attention_mask"].bool()
-                file.write(json.dumps([ids[kept].tolist() for ids, kept in zip(kwargs["input_ids"], mask)]) + "\n")
+                file.write(
+                    json.dumps([ids[kept].tolist() for ids, kept in zip(kwargs["input_ids"], mask, strict=False)])
+                    + "\n"
+                )
 
     return hook
 
