@@ -14,11 +14,11 @@ from rich.table import Table
 
 from refine_wrapper_trl.demo.arms import ARMS, PROGRESS_FILE
 
-COLUMNS = ("arm", "single-shot", "with draft", "completions", "tokens", "s", "active", "copy")
+COLUMNS = ("arm", "single-shot", "with draft", "sampled", "tokens", "s", "active", "copy")
 LEGEND = (
-    "Held-out accuracy ± standard error, single-shot on the question and with one own draft in the prompt; completions and "
-    "tokens generated; seconds of training; share of groups with a gradient; share of refinements that repeat their draft "
-    "(both over the last quarter of the steps)."
+    "Held-out accuracy ± standard error, single-shot on the question and with one own draft in the prompt; completions "
+    "sampled and tokens generated, drafts included; seconds of training; share of groups with a gradient; share of "
+    "refinements that repeat their draft (both over the last quarter of the steps)."
 )
 _COLOURS = {"plain": "#555555", "refined": "#c2410c"}
 

@@ -1,0 +1,86 @@
+"""vLLM inside TRL's trainer (colocate, CPU build): q' reaches the engine, and the engine follows the policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "scripts" / "colocate.py"
+SUPPORT = Path(__file__).parents[1] / "support"
+GAP = "sampling/sampling_logp_difference/mean"
+
+
+def _train(folder: Path, *options: str) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_CI_ENV": "1",  # eager, no warm-up
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+    }
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), *options],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment,
+        start_new_session=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A refined run of four steps with vLLM."""
+    folder = tmp_path_factory.mktemp("vllm")
+    _train(folder)
+    lines = (folder / "trace" / "groups.jsonl").read_text().splitlines()
+    return {**json.loads((folder / "result.json").read_text()), "groups": [json.loads(line) for line in lines]}
+
+
+def test_drafts_and_refinements_come_from_the_engine(run: dict[str, Any]) -> None:
+    assert run["rows_scored"] == [2 * 3, 2 * 4] * 4  # N rows a group, then G rows a group; two groups, four steps
+    assert len(run["groups"]) == 2 * 4
+    assert all(len(g["drafts"]) == 3 and len(g["refinements"]) == 4 for g in run["groups"])
+
+
+def test_q_prime_is_trained_and_q_is_scored(run: dict[str, Any]) -> None:
+    refined = [g for g in run["groups"] if g["action"] == "refine"]
+    assert refined
+    assert sorted(run["trained"]) == sorted(g["prompt"] for g in run["groups"] for _ in range(4))
+    assert all(run["template_is_in"] in g["prompt"] and g["draft_text"] in g["prompt"] for g in refined)
+    assert not any(run["template_is_in"] in prompt for prompt in run["prompts_scored"])
+
+
+def test_the_engine_follows_the_policy(run: dict[str, Any], tmp_path: Path) -> None:
+    """With weights synced, vLLM's logprobs stay the policy's; the same run without the sync shows that this can fail."""
+    assert run["moved"] > 0.01
+    synced = run["log"][-1][GAP]
+    assert synced < 0.02
+    _train(tmp_path, "--stale")
+    stale = json.loads((tmp_path / "result.json").read_text())["log"][-1][GAP]
+    assert stale > 5 * synced
+
+
+def test_the_draft_is_cut_to_the_length_of_the_engine(tmp_path: Path) -> None:
+    _train(tmp_path, "--max-length", "290")
+    result = json.loads((tmp_path / "result.json").read_text())
+    groups = [json.loads(line) for line in (tmp_path / "trace" / "groups.jsonl").read_text().splitlines()]
+    assert result["longest_prompt"] <= 290 - 24
+    assert any(group["draft_shortened"] for group in groups)
+    assert all(group["question"] in group["prompt"] for group in groups)
+
+
+def test_a_length_that_can_hold_no_draft_is_refused_with_numbers(tmp_path: Path) -> None:
+    _train(tmp_path, "--max-length", "128")
+    refused = (tmp_path / "refused.txt").read_text()
+    assert "vllm_max_model_length=128 cannot hold a refined prompt" in refused
+    assert "max_completion_length=24" in refused
