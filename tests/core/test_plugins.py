@@ -228,7 +228,7 @@ def test_the_packages_own_answer_comes_last() -> None:
     class First:
         @hookimpl
         def extract_answer(self, text: str) -> str | None:
-            return "theirs" if "x" in text else None
+            return "theirs" if "{x}" in text else None
 
     hook = plugins_with(First()).hook
     assert hook.extract_answer(text=r"\boxed{x}") == "theirs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -114,9 +115,9 @@ def test_python_isolated_from_the_hook_is_reported(isolated: Any) -> None:
     assert "it was started with -I, -E or -S" in isolated.screen
     assert BANNER not in isolated.screen
     # What trained is the plain objective: questions as they are.
-    trained = [tiny_tokenizer().decode(ids[:-COMPLETION]) for ids in isolated.trained()]
+    trained = [tiny_tokenizer().decode(ids) for ids in isolated.trained()]
     assert len(trained) == 16
-    assert all(text.endswith(" is") for text in trained)
+    assert all(re.match(r"\d+ plus \d+ is", text) and "attempt" not in text for text in trained)
     assert not (isolated.folder / "trace").exists()
 
 
