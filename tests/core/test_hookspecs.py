@@ -224,11 +224,11 @@ def test_build_prompt() -> None:
             return f"{draft} | {question}" if question != "theirs" else None
 
     refiner = refiner_with(Plugin(), limit=20)
-    plan = refiner.plan("g", "q", [*scored(0.0), *scored(1.0)])
-    assert plan.prompt == "draft 1 | q" if plan.selection and plan.selection.draft.index else True
+    assert refiner.plan("g", "q", scored(0.0, 1.0)).prompt == "draft 1 | q"
     long = scored(1.0)[0].__class__(text="0123456789" * 3 + "<|endoftext|>", reward=1.0)
     plan = refiner.plan("g", "question", [long])
-    assert plan.prompt == "789< |endoftext|> | question"[-20:] or len(str(plan.prompt)) <= 20
+    assert plan.prompt == f"{plan.draft_text} | question"
+    assert len(plan.prompt) <= 20
     assert plan.draft_shortened
     assert all("<|endoftext|>" not in draft for _, draft, _, _ in seen)  # neutralised before a plugin sees it
     assert {limit for _, _, limit, _ in seen} == {20}
