@@ -32,7 +32,7 @@ def problems(count: int, seed: int) -> Dataset:
 
 
 def tiny_random_model() -> str:
-    """A folder with a random model, so that the script runs anywhere; it learns nothing. Pass --model for a real one."""
+    """A folder with a random model: the script runs anywhere, and learns nothing. Pass --model for a real one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
