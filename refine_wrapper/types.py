@@ -18,6 +18,11 @@ Prompt: TypeAlias = "str | Sequence[Message]"
 """What the host trains on: text, or a conversation."""
 
 
+def for_one_row(prompt: Prompt) -> Prompt:
+    """The prompt with turns of its own: hosts and rollout functions add to a row's conversation in place."""
+    return prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+
+
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that the core uses."""
 
@@ -182,8 +187,8 @@ class GroupPlan:
         return self.action is not Action.SKIP
 
     def row(self) -> RowPlan:
-        """The plan of one refinement row of this group."""
-        return RowPlan(self.group_id, self.prompt, self.action is Action.REFINE, self.trained)
+        """The plan of one refinement row of this group; its prompt is not shared with other rows."""
+        return RowPlan(self.group_id, for_one_row(self.prompt), self.action is Action.REFINE, self.trained)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import SeamError
 from refine_wrapper.launch.report import note_refined
 from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import Refinement, RowPlan, SampledDraft
+from refine_wrapper.types import Refinement, RowPlan, SampledDraft, for_one_row
 from refine_wrapper_trl.isolate import stage1_isolated
 from refine_wrapper_trl.start import announce, check_start, prompt_room, resolved_config
 
@@ -170,7 +170,7 @@ class TwoStages:
     def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]]) -> list[SampledDraft]:
         """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order."""
         trainer, num_ranks = self._trainer, self._trainer.accelerator.num_processes
-        prompts = [prompt for prompt, _ in groups]
+        prompts = [for_one_row(prompt) for prompt, _ in groups]
         inputs = [dict(row) for _, row in groups]
         config = self._refiner.config
         self.in_stage1 = True

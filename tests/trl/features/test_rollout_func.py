@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ class Rollout:
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         tokenizer = trainer.processing_class
+        asked = copy.deepcopy(prompts)
         prompt_ids, completion_ids, masks = [], [], []
         for prompt in prompts:
             text = rendered(trainer, prompt)
+            if not isinstance(prompt, str):  # its own conversation, to go on with as it likes
+                prompt[-1]["content"] += " And then?"
+                prompt.append({"role": "assistant", "content": "?"})
             ids = tokenizer(text=text)["input_ids"]
             sampled = trainer.model.generate(
                 input_ids=torch.tensor([ids]),
@@ -40,7 +45,7 @@ class Rollout:
             completion_ids.append(sampled[:3] + said + sampled[3:])
             masks.append([1] * len(sampled[:3]) + [0] * len(said) + [1] * len(sampled[3:]))
         ranks = [f"call {len(self.calls)} row {row}" for row in range(len(prompts))]
-        self.calls.append({"prompts": prompts, "prompt_ids": prompt_ids, "ranks": ranks})
+        self.calls.append({"prompts": asked, "prompt_ids": prompt_ids, "ranks": ranks})
         output: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "completion_ids": completion_ids,
