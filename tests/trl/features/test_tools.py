@@ -152,7 +152,7 @@ class _Environment:
 
 
 def test_an_environment_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="environment_factory cannot be refined.*refine=False"):
+    with pytest.raises(ConfigError, match=r"environment_factory cannot be refined.*refine=False"):
         make(
             tmp_path,
             processing_class=_tokenizer(),
