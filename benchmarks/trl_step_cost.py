@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from refine_wrapper.plugins import Plugins
+from refine_wrapper.prompts.builder import find_template
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer
 
 ARMS = {"plain": (8, 0), "refined": (4, 4)}  # group size G, drafts N
@@ -50,14 +52,18 @@ class TimedTrainer(RefineGRPOTrainer):
         return loss
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte."""
+def small_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Printable ASCII and what is frequent in the texts, so that a template takes about as many tokens as with a real
+    vocabulary, and a draft of a random model as many in the prompt as it had when it was sampled."""
     special = ["<pad>", "<eos>"]
-    vocab = {text: number for number, text in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
+    ascii_letters = [chr(code) for code in range(32, 127)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=ascii_letters, show_progress=False),
+    )
+    tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
@@ -65,9 +71,11 @@ def build(arm: str, options: argparse.Namespace, folder: str) -> TimedTrainer:
     """One arm's trainer on a fresh model with the same weights."""
     torch.manual_seed(0)
     group_size, num_drafts = ARMS[arm]
+    rows = [{"prompt": f"What is {number} plus {7 * number % 13}? Show your work. "} for number in range(64)]
+    tokenizer = small_tokenizer([rows[0]["prompt"], find_template(options.template, Plugins()).render_text("", "")] * 9)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=258,
+            vocab_size=len(tokenizer),
             hidden_size=options.hidden_size,
             intermediate_size=4 * options.hidden_size,
             num_hidden_layers=options.layers,
@@ -79,7 +87,6 @@ def build(arm: str, options: argparse.Namespace, folder: str) -> TimedTrainer:
             pad_token_id=0,
         )
     )
-    rows = [{"prompt": f"What is {number} plus {7 * number % 13}? Show your work. "} for number in range(64)]
     args = RefineGRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=options.prompts * group_size,
@@ -101,7 +108,7 @@ def build(arm: str, options: argparse.Namespace, folder: str) -> TimedTrainer:
         return [len(set(text)) / 64 for text in completions]
 
     return TimedTrainer(
-        model, spread, args=args, train_dataset=Dataset.from_list(rows), processing_class=byte_tokenizer()
+        model, spread, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
 
 
