@@ -44,8 +44,7 @@ def lint(session: nox.Session) -> None:
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
     session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
-    # Of the sources here, whatever wheel the last run has left in the environment.
-    session.run(python, "tools/docs.py", "--check", env={"PYTHONPATH": str(ROOT)}, external=True)
+    session.run(python, "tools/docs.py", "--check", external=True)
 
 
 @nox.session(name="format", default=False)

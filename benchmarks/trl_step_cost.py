@@ -61,7 +61,9 @@ def small_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
     tokenizer.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=ascii_letters, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=1000, special_tokens=special, initial_alphabet=ascii_letters, show_progress=False
+        ),
     )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
@@ -107,9 +109,7 @@ def build(arm: str, options: argparse.Namespace, folder: str) -> TimedTrainer:
     def spread(completions: list[str], **_: Any) -> list[float]:
         return [len(set(text)) / 64 for text in completions]
 
-    return TimedTrainer(
-        model, spread, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
+    return TimedTrainer(model, spread, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 def main() -> None:

@@ -34,9 +34,11 @@ class ObjectiveSettings:
     """How one host trains one named objective.
 
     Attributes:
-        settings: Host settings by name.
+        settings: Host settings by name; None where the host cannot train it at all, and ``missing`` says why.
         missing: What of the objective the host does not have, in a sentence; empty if complete.
+        trainer: Which of the host's trainers it needs, where the host has several; empty if any.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] | None
     missing: str = ""
+    trainer: str = ""

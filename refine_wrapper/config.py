@@ -30,6 +30,11 @@ class RefineConfig(BaseModel):
         False,
         description="Take the N drafts out of the host's group size, so that N + G equals what the plain run samples.",
     )
+    objective: str | None = Field(
+        None,
+        description="Base objective by name (`refine-wrapper objectives`), refined or not: sets the host's own "
+        "settings. Unset: what the host's configuration says.",
+    )
     selector: str = Field("best", description="Which draft goes into the prompt; see `refine-wrapper plugins`.")
     selector_options: dict[str, Any] = Field(
         default_factory=dict[str, Any],

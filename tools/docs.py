@@ -9,6 +9,7 @@ A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import re
 import sys
@@ -17,14 +18,25 @@ from pathlib import Path
 
 import yaml
 
-from refine_wrapper import hookspecs
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.metrics import METRICS, is_cause
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.types import DraftOutcome, FallbackCause
-
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/configuration.md", "docs/metrics.md", "docs/plugins.md", "docs/method.md")
+# The sources here, whatever wheel is installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
+
+from refine_wrapper import hookspecs  # noqa: E402
+from refine_wrapper.adapter import ObjectiveSettings  # noqa: E402
+from refine_wrapper.config import RefineConfig  # noqa: E402
+from refine_wrapper.metrics import METRICS, is_cause  # noqa: E402
+from refine_wrapper.plugins import Plugins  # noqa: E402
+from refine_wrapper.types import DraftOutcome, FallbackCause  # noqa: E402
+
+FILES = (
+    "README.md",
+    "docs/configuration.md",
+    "docs/metrics.md",
+    "docs/plugins.md",
+    "docs/method.md",
+    "docs/objectives.md",
+)
 _TAG = re.compile(r"(<\w+>)")
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -95,6 +107,24 @@ def selectors() -> str:
     return "\n".join(rows)
 
 
+def objectives() -> str:
+    """Every objective, as one table for each host."""
+    parts: list[str] = []
+    for folder in sorted((ROOT / "adapters").glob("refine_wrapper_*")):
+        registered: dict[str, dict[str, ObjectiveSettings]] = importlib.import_module(
+            f"{folder.name}.plugin"
+        ).register_objectives()
+        for host in dict.fromkeys(host for on_hosts in registered.values() for host in on_hosts):
+            rows = [f"### {host}", "", "| objective | becomes | missing there |", "|---|---|---|"]
+            for name, on_hosts in registered.items():
+                found = on_hosts[host]
+                settings = " ".join(f"`{key}={value}`" for key, value in (found.settings or {}).items())
+                becomes = "-" if found.settings is None else f"{found.trainer} {settings}".strip() or "as it is"
+                rows.append(f"| `{name}` | {becomes} | {found.missing or '-'} |")
+            parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "metrics": metrics,
@@ -102,6 +132,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "templates": templates,
     "selectors": selectors,
+    "objectives": objectives,
 }
 
 

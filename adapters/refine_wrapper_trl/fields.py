@@ -9,6 +9,9 @@ from refine_wrapper.budget import matched_batch_size, matched_group_size
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.config_sources import parse_value, resolve
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.objectives import settings_on
+from refine_wrapper.plugins import Plugins
+from refine_wrapper_trl.objectives import apply_objective
 
 PREFIX = "refine_"
 
@@ -25,7 +28,7 @@ def _parser_type(annotation: Any) -> Any:
     for kind in (bool, int, float):
         if kind in kinds:
             return Union[kind, None]  # noqa: UP007 - HfArgumentParser of transformers 4 and 5 reads this form
-    if get_origin(annotation) is Literal or annotation is str or "Path" in str(annotation):
+    if get_origin(annotation) is Literal or kinds == [str] or "Path" in str(annotation):
         return Union[str, None]  # noqa: UP007
     return Union[dict[str, Any], str, None]  # noqa: UP007 - the form of TRL's own model_init_kwargs: a mapping, or JSON text
 
@@ -77,6 +80,8 @@ class RefineFields(_Settings):
 
     def __post_init__(self) -> None:
         self.refine_config = self.resolve_refine_config()
+        if self.refine_config.objective is not None:
+            self._take_objective(self.refine_config.objective)
         if self.refine_config.active and self.refine_config.match_budget and self.refine_plain_generations is None:
             self._match_budget(self.refine_config.num_drafts)
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] - the TRL config that is mixed in
@@ -104,6 +109,11 @@ class RefineFields(_Settings):
             raise ConfigError(
                 f"{error} (In a TRL config the settings are called refine_..., for example refine_num_drafts=4.)"
             ) from None
+
+    def _take_objective(self, name: str) -> None:
+        """Have the host train the named objective, whether it is refined or not."""
+        plugins = Plugins(self.refine_config.plugin_modules)
+        apply_objective(self, name, settings_on("trl", name, plugins))
 
     def _match_budget(self, num_drafts: int) -> None:
         """Shrink groups by the N drafts, and batches with them: a step keeps its prompts and its completions."""

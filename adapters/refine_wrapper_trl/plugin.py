@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter
+from refine_wrapper.adapter import Adapter, ObjectiveSettings
 from refine_wrapper.hookspecs import hookimpl
+from refine_wrapper_trl.objectives import OBJECTIVES
 
 _SWITCH = "refine_wrapper_trl.switch"
 _TRAINERS = ("trl.trainer.grpo_trainer:GRPOTrainer", "trl.trainer.rloo_trainer:RLOOTrainer")
@@ -34,3 +35,8 @@ def register_adapters() -> Mapping[str, Adapter]:
             group_size_flag="num_generations",
         )
     }
+
+
+@hookimpl
+def register_objectives() -> Mapping[str, Mapping[str, ObjectiveSettings]]:
+    return {name: {"trl": settings} for name, settings in OBJECTIVES.items()}

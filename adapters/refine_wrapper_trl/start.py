@@ -12,6 +12,7 @@ from refine_wrapper.budget import prompt_room as tokens_for_prompts
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.config_sources import resolve
 from refine_wrapper.errors import ConfigError, PromptError, SeamError
+from refine_wrapper.objectives import settings_on
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import Prompt, PromptRoom
 from refine_wrapper_trl.fields import RefineFields
@@ -111,6 +112,9 @@ def announce(trainer: Any, refiner: Refiner) -> None:
     lines.append(
         f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}"
     )
+    if config.objective is not None:
+        missing = settings_on("trl", config.objective, refiner.plugins).missing
+        lines.append(f"  objective={config.objective}" + (f"; not in TRL: {missing}" if missing else ""))
     if not budget.matched:
         lines.append(
             f"  To match the plain run's {plain} completions at the same prompts per step: refine_match_budget=True "

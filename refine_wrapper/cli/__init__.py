@@ -1,4 +1,4 @@
-"""The command line: ``refine-wrapper run | doctor | plugins | config | demo``.
+"""The command line: ``refine-wrapper run | doctor | objectives | plugins | config | demo``.
 
 A subcommand is imported when it is used, so that ``refine-wrapper --help`` takes no time.
 """
@@ -20,6 +20,11 @@ _COMMANDS: Final = {
         "refine_wrapper.cli.doctor",
         "doctor",
         "Check the hosts that are installed here, and what refinement needs of them.",
+    ),
+    "objectives": (
+        "refine_wrapper.cli.objectives",
+        "objectives",
+        "List the objectives that can be wrapped, with the exact settings each becomes on each host.",
     ),
     "plugins": ("refine_wrapper.cli.plugins", "plugins", "List the plugins and everything they registered."),
     "config": (

@@ -32,6 +32,7 @@ from refine_wrapper.refiner import build_selector
 
 NEVER_REFINED: Final = 3
 """Exit code when the command ended well but nothing was refined."""
+_PATCHED: Final = "patched-"
 _EXAMPLE: Final = "refine-wrapper run --refine.num_drafts 4 -- python train.py"
 _SHOWN_ALWAYS: Final = ("num_drafts", "selector", "template")
 
@@ -63,13 +64,14 @@ def run(context: click.Context, plugin_modules: tuple[str, ...], dry_run: bool) 
     settings = resolve_settings(given_flags(context), plugin_modules)
     plugins = Plugins(settings.config.plugin_modules)
     _check(settings.config, plugins)
-    patches = _patches(plugins) if settings.config.active else {}
+    patches = _patches(plugins) if _is_needed(settings.config) else {}
     find_command(command)
     if dry_run:
         _describe(settings, patches, command)
         return
     click.echo(_banner(settings), err=True)
-    context.exit(_launch(command, _with_absolute_template(settings, plugins), patches))
+    flags = _with_absolute_template(settings, plugins)
+    context.exit(_launch(command, flags, patches, refines=settings.config.active))
 
 
 def _command(context: click.Context) -> list[str]:
@@ -86,6 +88,13 @@ def _check(config: RefineConfig, plugins: Plugins) -> None:
     find_template(config.template, plugins)
     build_selector(config, plugins)
     plugins.get("plan", config.plan)
+    if config.objective is not None:
+        plugins.get("objective", config.objective)
+
+
+def _is_needed(config: RefineConfig) -> bool:
+    """Whether the hook has anything to do. A named objective is set with refinement off too, for a fair baseline."""
+    return config.active or config.objective is not None
 
 
 def _patches(plugins: Plugins) -> dict[str, str]:
@@ -106,7 +115,7 @@ def _with_absolute_template(settings: Settings, plugins: Plugins) -> dict[str, o
     return flags
 
 
-def _launch(command: Sequence[str], flags: Mapping[str, object], patches: Mapping[str, str]) -> int:
+def _launch(command: Sequence[str], flags: Mapping[str, object], patches: Mapping[str, str], *, refines: bool) -> int:
     folder = (
         tempfile.TemporaryDirectory(prefix="refine-wrapper-", ignore_cleanup_errors=True)
         if patches
@@ -119,6 +128,8 @@ def _launch(command: Sequence[str], flags: Mapping[str, object], patches: Mappin
         if code or child.stopped or reports is None or read_reports(reports):
             return code
         marks = read_marks(reports)
+        if not refines and any(mark.startswith(_PATCHED) for mark in marks):
+            return code  # the plain run, of the named objective
     click.echo(_never_refined(marks, patches), err=True)
     return NEVER_REFINED
 
@@ -127,7 +138,8 @@ def _banner(settings: Settings) -> str:
     config, sources = settings.config, settings.sources
     if not config.active:
         name = "num_drafts" if config.enabled else "enabled"
-        return f"refine: off ({_shown(settings, name)}); the plain command runs."
+        objective = "" if config.objective is None else f", with {_shown(settings, 'objective')}"
+        return f"refine: off ({_shown(settings, name)}); the plain command runs{objective}."
     line = "refine: on. " + ", ".join(_shown(settings, name) for name in _SHOWN_ALWAYS)
     others = [name for name, source in sources.items() if source != DEFAULT and name not in _SHOWN_ALWAYS]
     return line + (f"; also {', '.join(_shown(settings, name) for name in others)}" if others else "")
@@ -149,7 +161,7 @@ def _describe(settings: Settings, patches: Mapping[str, str], command: Sequence[
 
 def _never_refined(marks: Sequence[str], patches: Mapping[str, str]) -> str:
     """What went wrong, from how far the hook got."""
-    patched = [mark.removeprefix("patched-") for mark in marks if mark.startswith("patched-")]
+    patched = [mark.removeprefix(_PATCHED) for mark in marks if mark.startswith(_PATCHED)]
     if patched:
         found = f"{', '.join(patched)} was patched, but no draft was sampled. Possible reasons:"
         reasons = [

@@ -97,17 +97,20 @@ def test_modules_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_objectives_of_one_name_come_from_several_plugins_one_for_each_host() -> None:
     one, two = ObjectiveSettings({"loss_type": "grpo"}), ObjectiveSettings({"loss": "x"}, missing="no clipping")
     plugins = plugins_with(
-        registering("objective", grpo={"trl": one}), registering("objective", grpo={"verl": two}, gspo={"verl": two})
+        registering("objective", ours={"trl": one}), registering("objective", ours={"verl": two}, theirs={"verl": two})
     )
-    assert plugins.all("objective") == {"grpo": {"trl": one, "verl": two}, "gspo": {"verl": two}}
+    assert {name: plugins.all("objective")[name] for name in ("ours", "theirs")} == {
+        "ours": {"trl": one, "verl": two},
+        "theirs": {"verl": two},
+    }
 
 
 def test_objectives_of_one_name_and_host_are_refused() -> None:
     settings = {"trl": ObjectiveSettings({})}
     message = message_of(
-        lambda: plugins_with(registering("objective", grpo=settings), registering("objective", grpo=settings))
+        lambda: plugins_with(registering("objective", ours=settings), registering("objective", ours=settings))
     )
-    assert "registers the objective 'grpo', which plugin 'inline_0' registered already" in message
+    assert "registers the objective 'ours', which plugin 'inline_0' registered already" in message
 
 
 # What is wrong, and who
