@@ -2,9 +2,9 @@
 
     python benchmarks/trl_step_cost.py --prompts 8 --completion-tokens 64 --steps 12
 
-Both arms train the same tiny random Llama on the same prompts: the plain objective with 8 completions per prompt, the
-refined one with 4 drafts and 4 refinements. Rounds of both arms alternate, so that a busy machine disturbs both;
-medians are compared.
+All arms train the same tiny random Llama on the same prompts: the plain objective with 8 completions per prompt, the
+refined one with 4 drafts and 4 refinements, and the same with draft-ahead. Rounds of the arms alternate, so that a busy
+machine disturbs all of them; medians are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.builder import find_template
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer
 
-ARMS = {"plain": (8, 0), "refined": (4, 4)}  # group size G, drafts N
+ARMS = {"plain": (8, 0), "refined": (4, 4), "refined, draft-ahead": (4, 4)}  # group size G, drafts N
 
 
 class TimedTrainer(RefineGRPOTrainer):
@@ -97,6 +97,7 @@ def build(arm: str, options: argparse.Namespace, folder: str) -> TimedTrainer:
         max_steps=options.steps,
         refine_num_drafts=num_drafts,
         refine_template=options.template,
+        refine_draft_ahead="ahead" in arm,
         use_cpu=not torch.cuda.is_available(),
         bf16=torch.cuda.is_available(),
         report_to=[],
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="prompts per step")
     parser.add_argument("--completion-tokens", type=int, default=64, help="most tokens of a completion")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a round")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of both arms")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all arms")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--template", default="turns", help="refinement template")
@@ -137,11 +138,14 @@ def main() -> None:
     }
     for arm in ARMS:
         medians[arm]["rest"] = medians[arm]["step"] - medians[arm]["generation"]
-    ratios = {phase: round(medians["refined"][phase] / medians["plain"][phase], 2) for phase in medians["plain"]}
+    plain = medians["plain"]
+    ratios = {
+        arm: {phase: round(medians[arm][phase] / plain[phase], 2) for phase in plain} for arm in ARMS if arm != "plain"
+    }
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(
         json.dumps(
-            {"device": device, "options": vars(options), "median_seconds": medians, "refined_to_plain": ratios},
+            {"device": device, "options": vars(options), "median_seconds": medians, "ratios_to_plain": ratios},
             indent=2,
         )
     )

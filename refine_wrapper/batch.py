@@ -67,15 +67,21 @@ class BatchStages:
         assert self._plans_P is not None, "plan() comes before plans_P"
         return self._plans_P
 
-    def plan(self, sampled_rows: Sequence[SampledDraft]) -> tuple[GroupPlan, ...]:
+    def plan(
+        self, sampled_rows: Sequence[SampledDraft], *, stage1_seconds: float | None = None
+    ) -> tuple[GroupPlan, ...]:
         """Plan every group from the gathered drafts of all ranks, in the order of ``draft_rows``.
+
+        Args:
+            sampled_rows: The drafts.
+            stage1_seconds: Wall time of Stage 1; None: the time since this object was made.
 
         Raises:
             NoDraftError: If ``on_no_draft`` is ``error`` and a group has no usable draft.
         """
         if len(sampled_rows) != len(self.draft_rows.groups):
             raise ValueError(f"Stage 1 sampled {len(sampled_rows)} rows, {len(self.draft_rows.groups)} were laid out.")
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._started if stage1_seconds is None else stage1_seconds
         sampled: dict[int, list[SampledDraft]] = {}
         for group, draft in zip(self.draft_rows.groups[: self.draft_rows.num_real], sampled_rows, strict=False):
             sampled.setdefault(group, []).append(draft)

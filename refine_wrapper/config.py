@@ -68,6 +68,11 @@ class RefineConfig(BaseModel):
         gt=0,
         description="Seconds one draft may take, sampling and scoring (asynchronous hosts and async rewards).",
     )
+    draft_ahead: bool = Field(
+        False,
+        description="Sample the next batch's drafts in the same generation call as this batch's refinements: no second "
+        "decoding pass; drafts are then one generation batch old. For hosts that work on whole batches (TRL).",
+    )
     seed: int = Field(0, description="Seed of every random choice made here (selector `random`, `refine_share`).")
     trace_dir: Path | None = Field(
         None, description="Folder for groups.jsonl: one line per finished group. Unset: none."

@@ -19,7 +19,22 @@ from refine_wrapper.types import DraftOutcome
 Failures = dict[int, tuple[DraftOutcome, str]]
 """Local draft row -> how scoring it failed, and the detail."""
 
+_MISSING = object()
 _TOOL_DICTS = ("_sync_tool_dicts", "_async_tool_dicts")
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Generator[None]:
+    """An attribute of one object, for a while; a method of its class is seen again afterwards."""
+    own = vars(owner).get(name, _MISSING)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is _MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 ``_generate_and_score_completions`` only notes which data set rows a batch has. ``_generate`` runs Stage 1 and passes
 q' on to the host. ``_calculate_rewards`` scores refinements against q, as the host's caller keeps its own ``prompts``;
 it is wrapped on the trainer itself for the length of a batch, outside of what any subclass makes of it.
+``get_batch_samples`` (transformers) lets draft-ahead see the next batch; without that setting it is passed through.
 No host method is copied: TRL's own GRPOWithReplayBufferTrainer did that and silently degenerated (trl #6804).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from refine_wrapper.errors import SeamError
@@ -50,4 +52,9 @@ class RefineMixin:
                 f"refine: {type(self).__name__} generates without calling _generate_and_score_completions of TRL's "
                 "trainer, so its drafts cannot be scored. It must call super()._generate_and_score_completions(inputs)."
             )
-        return stages.note_generated(host._generate(stages.refined_prompts(prompts)))
+        return stages.generate(host._generate, prompts)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        host: Any = super()
+        stages = self._refine_stages
+        return host.get_batch_samples(stages.look_ahead(epoch_iterator) if stages else epoch_iterator, *args, **kwargs)

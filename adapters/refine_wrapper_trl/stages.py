@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,24 @@ from refine_wrapper.errors import SeamError
 from refine_wrapper.launch.report import note_refined
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import Refinement, RowPlan, SampledDraft, for_one_row
-from refine_wrapper_trl.isolate import stage1_isolated
+from refine_wrapper_trl.ahead import Lookahead, Ridden, Rows, riding_along, served
+from refine_wrapper_trl.isolate import replaced, stage1_isolated
 from refine_wrapper_trl.start import announce, check_start, prompt_room, resolved_config
+
+
+@dataclass(frozen=True)
+class _LaidOut:
+    """Stage 1 of one generation batch before it is sampled.
+
+    Attributes:
+        rows: The batch, told apart by identity.
+        stages: Its groups and plans, over all ranks.
+        share: (prompt, data set row) of each draft row that this rank samples.
+    """
+
+    rows: Rows
+    stages: BatchStages
+    share: list[tuple[Any, dict[str, Any]]]
 
 
 class TwoStages:
@@ -38,6 +56,8 @@ class TwoStages:
         self._in_place = False
         self._stages: BatchStages | None = None
         self._batches_of_step = (-1, 0)
+        self._lookahead: Lookahead | None = None
+        self._ahead: tuple[_LaidOut, Ridden] | None = None
         self.in_stage1 = False
 
     @classmethod
@@ -65,30 +85,49 @@ class TwoStages:
         """Note the data set rows of a batch for its length, and watch how it is scored."""
         self._rows, self._stages = inputs, None
         # On the trainer itself: an override in a subclass of the mixin is inside it, for drafts and refinements alike.
-        with _replaced(self._trainer, "_calculate_rewards", partial(self._score, self._trainer._calculate_rewards)):
+        with replaced(self._trainer, "_calculate_rewards", partial(self._score, self._trainer._calculate_rewards)):
             try:
                 yield
             finally:
                 self._rows, self._stages, self._questions = None, None, []
 
-    def refined_prompts(self, prompts: list[Any]) -> list[Any]:
+    def generate(self, host_generate: Callable[[list[Any]], Any], prompts: list[Any]) -> Any:
+        """The host's ``_generate`` for a batch: on q', after Stage 1, and perhaps with the drafts of the next batch."""
+        refined = self._refined_prompts(prompts)
+        upcoming = self._upcoming() if self._refiner.config.draft_ahead else None
+        if upcoming is None:
+            generated = host_generate(refined)
+        else:
+            prompt_ids = self._trainer._tokenize_prompts([prompt for prompt, _ in upcoming.share])[0]
+            config = self._refiner.config
+            with riding_along(self._trainer, _group_size_name(self._trainer), config.num_drafts, prompt_ids) as ridden:
+                generated = host_generate(refined)
+            self._ahead = (upcoming, ridden[0]) if ridden else None
+        # Kept for when the batch is scored: which tokens the policy sampled itself.
+        self._masks = _masks(generated)
+        return generated
+
+    def look_ahead(self, batches: Iterator[Rows]) -> Iterator[Rows]:
+        """The host's iterator over an epoch, for the next optimizer step, such that the next batch can be seen."""
+        if not self._refiner.config.draft_ahead:
+            return batches
+        if self._lookahead is None or self._lookahead.batches is not batches:
+            self._lookahead = Lookahead(batches)
+        self._lookahead.start_step()
+        return self._lookahead
+
+    def _refined_prompts(self, prompts: list[Any]) -> list[Any]:
         """Stage 1 of a batch: this rank's q' for this rank's q, row by row."""
         trainer = self._trainer
-        rank, num_ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-        group_size = getattr(trainer, _group_size_name(trainer))
-        first_row = rank * len(prompts)
-        # A group's rows are adjacent and may straddle ranks; the rank that has its first row speaks for it.
-        starts = [row for row in range(len(prompts)) if (first_row + row) % group_size == 0]
-        # Column "prompt" stays what the data set has; prompts[row] is what the host made of it (images put in).
-        groups = _gather([(prompts[row], self._rows_of_batch[row]) for row in starts], num_ranks)
-        questions_P = [
-            Question(group_id, group[0]) for group_id, group in zip(self._group_ids(len(groups)), groups, strict=True)
-        ]
-        stages = BatchStages(self._refiner, questions_P, num_ranks)
-        share = stages.draft_rows.share(rank, num_ranks)
-        stages.plan(self._sample_drafts([groups[position] for position in share]) if share else [])
+        laid_out, ridden = self._take_ahead() or (self._lay_out(self._rows_of_batch, prompts), None)
+        stages = laid_out.stages
+        started = time.perf_counter()
+        sampled = self._sample_drafts(laid_out.share, ridden) if laid_out.share else []
+        stages.plan(sampled, stage1_seconds=time.perf_counter() - started)
         self._stages = stages
         note_refined("trl", trainer=type(trainer).__name__, num_drafts=self._refiner.config.num_drafts)
+        group_size = getattr(trainer, _group_size_name(trainer))
+        first_row = trainer.accelerator.process_index * len(prompts)
         self._rows_planned = stages.rows(group_size)[first_row : first_row + len(prompts)]
         # Rows that stay plain keep the host's own object.
         refined = [row.prompt if row.refined else own for row, own in zip(self._rows_planned, prompts, strict=True)]
@@ -99,10 +138,40 @@ class TwoStages:
             prompts[:] = refined
         return refined
 
-    def note_generated(self, generated: Any) -> Any:
-        """Keep, for when the batch is scored, which tokens the policy sampled itself."""
-        self._masks = _masks(generated)
-        return generated
+    def _lay_out(self, rows: Rows, prompts: list[Any]) -> _LaidOut:
+        """Which groups a batch has, over all ranks, and whose drafts this rank samples."""
+        trainer = self._trainer
+        rank, num_ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        group_size = getattr(trainer, _group_size_name(trainer))
+        first_row = rank * len(prompts)
+        # A group's rows are adjacent and may straddle ranks; the rank that has its first row speaks for it.
+        starts = [row for row in range(len(prompts)) if (first_row + row) % group_size == 0]
+        # Column "prompt" stays what the data set has; prompts[row] is what the host made of it (images put in).
+        groups = _gather([(prompts[row], rows[row]) for row in starts], num_ranks)
+        questions_P = [
+            Question(group_id, group[0]) for group_id, group in zip(self._group_ids(len(groups)), groups, strict=True)
+        ]
+        stages = BatchStages(self._refiner, questions_P, num_ranks)
+        return _LaidOut(rows, stages, [groups[position] for position in stages.draft_rows.share(rank, num_ranks)])
+
+    def _upcoming(self) -> _LaidOut | None:
+        """The next generation batch of this epoch, if its drafts can be sampled now. The same answer on every rank."""
+        trainer = self._trainer
+        distance = trainer.args.steps_per_generation * trainer.num_iterations
+        left = (trainer.state.max_steps - trainer.state.global_step) * trainer.args.gradient_accumulation_steps
+        rows = self._lookahead.after(self._rows_of_batch, distance, left=left) if self._lookahead else None
+        # Images are no rows of text: a batch with them, or one before such a batch, is sampled as without draft-ahead.
+        fits = rows is not None and not self._in_place and not any(_needs_images(row) for row in rows)
+        if not all(_gather([fits], trainer.accelerator.num_processes)):
+            return None
+        assert rows is not None, "all ranks have rows"
+        laid_out = self._lay_out(rows, [row["prompt"] for row in rows])
+        return laid_out if laid_out.share else None
+
+    def _take_ahead(self) -> tuple[_LaidOut, Ridden] | None:
+        """What was sampled ahead for the batch at hand, if anything was."""
+        ahead, self._ahead = self._ahead, None
+        return ahead if ahead is not None and ahead[0].rows is self._rows else None
 
     def _score(
         self,
@@ -167,8 +236,11 @@ class TwoStages:
             )
         return self._stages
 
-    def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]]) -> list[SampledDraft]:
-        """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order."""
+    def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]], ridden: Ridden | None) -> list[SampledDraft]:
+        """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order.
+
+        Where they were sampled ahead, the host is given those samples.
+        """
         trainer, num_ranks = self._trainer, self._trainer.accelerator.num_processes
         prompts = [for_one_row(prompt) for prompt, _ in groups]
         inputs = [dict(row) for _, row in groups]
@@ -178,13 +250,14 @@ class TwoStages:
             with stage1_isolated(
                 trainer, _group_size_name(trainer), config.num_drafts, len(prompts), config.draft_timeout
             ) as failures:
-                generated = trainer._generate(prompts)
+                with served(trainer, ridden) if ridden else nullcontext():
+                    generated = trainer._generate(prompts)
                 completion_ids, completions = generated[1], generated[2 if len(generated) == 3 else 3]
                 _merge_extra_fields(inputs, generated)
                 rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
         finally:
             self.in_stage1 = False
-        version = int(trainer.state.global_step)
+        version = ridden.policy_version if ridden else int(trainer.state.global_step)
         local = [
             (*self._decode(ids, mask), *failures.get(row, (None, "")))
             for row, (ids, mask) in enumerate(zip(completion_ids, _masks(generated), strict=True))
@@ -229,23 +302,6 @@ class TwoStages:
         return [f"{mode}-{step}-{count}-{position}" for position in range(num_groups)]
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Generator[None]:
-    """An attribute of one object, for a while; a method of its class is seen again afterwards."""
-    own = vars(owner).get(name, _MISSING)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own is _MISSING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-
-_MISSING = object()
-
-
 def _group_size_name(trainer: Any) -> str:
     return "num_generations" if trainer.model.training else "num_generations_eval"
 
@@ -258,6 +314,10 @@ def _masks(generated: Any) -> list[Any]:
     """Per row, 1 for the policy's own tokens, 0 for what tools or an environment said; None where all are its own."""
     masks = generated[2] if len(generated) > 3 else None
     return [None] * len(generated[1]) if masks is None else masks
+
+
+def _needs_images(row: dict[str, Any]) -> bool:
+    return bool(row.get("image") or row.get("images")) or _has_images(row["prompt"])
 
 
 def _has_images(prompt: Any) -> bool:

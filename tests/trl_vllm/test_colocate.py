@@ -70,13 +70,28 @@ def test_the_engine_follows_the_policy(run: dict[str, Any], tmp_path: Path) -> N
     assert stale > 5 * synced
 
 
-def test_the_draft_is_cut_to_the_length_of_the_engine(tmp_path: Path) -> None:
-    _train(tmp_path, "--max-length", "290")
-    result = json.loads((tmp_path / "result.json").read_text())
-    groups = [json.loads(line) for line in (tmp_path / "trace" / "groups.jsonl").read_text().splitlines()]
-    assert result["longest_prompt"] <= 290 - 24
-    assert any(group["draft_shortened"] for group in groups)
-    assert all(group["question"] in group["prompt"] for group in groups)
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run with draft-ahead on an engine that holds less than q with a whole draft."""
+    folder = tmp_path_factory.mktemp("short")
+    _train(folder, "--max-length", "290", "--draft-ahead")
+    lines = (folder / "trace" / "groups.jsonl").read_text().splitlines()
+    return {**json.loads((folder / "result.json").read_text()), "groups": [json.loads(line) for line in lines]}
+
+
+def test_the_draft_is_cut_to_the_length_of_the_engine(short: dict[str, Any]) -> None:
+    assert short["longest_prompt"] <= 290 - 24
+    assert any(group["draft_shortened"] for group in short["groups"])
+    assert all(group["question"] in group["prompt"] for group in short["groups"])
+
+
+def test_drafts_of_the_next_batch_ride_along(run: dict[str, Any], short: dict[str, Any]) -> None:
+    assert run["rows_asked"] == [6, 8] * 4
+    assert short["rows_asked"] == [6, 14, 14, 14, 8]
+    assert short["rows_scored"] == run["rows_scored"]
+    assert sorted(short["trained"]) == sorted(g["prompt"] for g in short["groups"] for _ in range(4))
+    # Each row has its own tokens: were completions handed to other rows, their logprobs would be far from the policy's.
+    assert short["log"][-1][GAP] < 0.02
 
 
 def test_a_length_that_can_hold_no_draft_is_refused_with_numbers(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # 2 groups x 5 drafts on rows where each rank has one group of 2.
     "more drafts than refinements": {"settings": _settings(2, 2, 5)},
     "accumulated": {"settings": _settings(3, 2, 3, gradient_accumulation_steps=2, num_iterations=2, max_steps=4)},
+    "drafts of the next batch ride along": {"settings": _settings(6, 4, 4, refine_draft_ahead=True, max_steps=3)},
+    "they are padded": {"settings": _settings(6, 4, 3, refine_draft_ahead=True, max_steps=3)},
     "evaluation": {
         "settings": _settings(6, 4, 3, num_generations_eval=2, per_device_eval_batch_size=3, max_steps=1),
         "evaluates": True,

@@ -1,6 +1,6 @@
 """Trains GRPO with vLLM colocate on a tiny model and writes what happened; started by test_colocate.py.
 
-    python colocate.py FOLDER [--stale] [--max-length TOKENS]
+    python colocate.py FOLDER [--stale] [--max-length TOKENS] [--draft-ahead]
 
 ``--stale`` leaves out the weight sync: the control that shows the check of vLLM's logprobs can fail.
 """
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stale", action="store_true")
     parser.add_argument("--max-length", type=int, default=384)
+    parser.add_argument("--draft-ahead", action="store_true")
     options = parser.parse_args()
     model = save_tiny(options.folder / "model", hidden_size=64)  # head_dim 32: the CPU backend refuses 16
     reward = RecordingReward()
@@ -55,6 +56,7 @@ def main() -> None:
         logging_steps=1,
         disable_tqdm=True,
         refine_num_drafts=3,
+        refine_draft_ahead=options.draft_ahead,
         refine_trace_dir=str(options.folder / "trace"),
         refine_trace_texts=True,
     )
@@ -66,6 +68,14 @@ def main() -> None:
         return
     if options.stale:
         trainer.vllm_generation.sync_weights = lambda: None
+    rows_asked: list[int] = []
+    generate = trainer.vllm_generation.generate
+
+    def counted(prompts, *args, **kwargs):
+        rows_asked.append(len(prompts))
+        return generate(prompts, *args, **kwargs)
+
+    trainer.vllm_generation.generate = counted
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     moved = max(float((value - before[name]).abs().max()) for name, value in trainer.model.state_dict().items())
@@ -75,6 +85,7 @@ def main() -> None:
             {
                 "log": [line for line in trainer.state.log_history if "reward" in line],
                 "moved": moved,
+                "rows_asked": rows_asked,
                 "rows_scored": [len(call["completions"]) for call in reward.calls],
                 "prompts_scored": sorted({prompt for call in reward.calls for prompt in call["prompts"]}),
                 "trained": [tokenizer.decode(ids) for ids in trained],
