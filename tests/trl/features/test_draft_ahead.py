@@ -12,7 +12,7 @@ from refine_testing.tiny import tiny_llama, tiny_tokenizer
 from refine_testing.trl_host import logged, record_generation
 from refine_testing.trl_runs import chat_data, check_refined, make, plain_data, trace_of
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.oldest]
+pytestmark = pytest.mark.timeout(120)
 
 
 def _run(folder: Path, *, model_positions: int = 4096, **settings: Any) -> tuple[Any, RecordingReward, list[Any]]:
@@ -25,6 +25,7 @@ def _run(folder: Path, *, model_positions: int = 4096, **settings: Any) -> tuple
     return trainer, reward, generations
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.parametrize(
     ("settings", "num_batches", "uses", "prompts"),
@@ -52,6 +53,7 @@ def test_one_call_of_generate_for_each_batch(
     assert [len(generation.prompts) for generation in generations] == expected
 
 
+@pytest.mark.oldest
 def test_the_trace_says_how_old_drafts_are(tmp_path: Path) -> None:
     trainer, _, _ = _run(tmp_path)
     by_step = {step: [g for g in trace_of(trainer) if g["step"] == step] for step in range(3)}
@@ -61,6 +63,7 @@ def test_the_trace_says_how_old_drafts_are(tmp_path: Path) -> None:
         assert {g["policy_version"] for g in groups} == {step}
 
 
+@pytest.mark.oldest
 def test_the_hosts_metrics_are_of_refinements_alone(tmp_path: Path) -> None:
     trainer, _, _ = _run(tmp_path, max_completion_length=12)
     groups = trace_of(trainer)
@@ -72,6 +75,7 @@ def test_the_hosts_metrics_are_of_refinements_alone(tmp_path: Path) -> None:
         assert logged(trainer, "refine/completions")[step] == len(refinements) + len(drafts)
 
 
+@pytest.mark.oldest
 def test_an_epoch_ends_as_without_it_and_the_next_one_starts_with_drafts_of_its_own(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"train_dataset": plain_data(4), "num_train_epochs": 2, "max_steps": -1}
     trainer, reward, generations = _run(tmp_path, **settings)
@@ -89,6 +93,7 @@ def test_a_stream_of_rows(tmp_path: Path) -> None:
     assert [len(generation.prompts) for generation in generations] == [6, 10, 10, 4]
 
 
+@pytest.mark.oldest
 def test_evaluation_in_between_is_untouched(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2}
     trainer, _, generations = _run(tmp_path, eval_dataset=plain_data(2), max_steps=2, **settings)
@@ -96,6 +101,7 @@ def test_evaluation_in_between_is_untouched(tmp_path: Path) -> None:
     assert len(logged(trainer, "eval_reward")) == 2
 
 
+@pytest.mark.oldest
 def test_resuming_starts_with_drafts_of_its_own(tmp_path: Path) -> None:
     _run(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
     reward, model, tokenizer = RecordingReward(), tiny_llama(), tiny_tokenizer()
@@ -115,6 +121,7 @@ def test_resuming_starts_with_drafts_of_its_own(tmp_path: Path) -> None:
     assert [len(generation.prompts) for generation in generations] == [6, 10, 4]
 
 
+@pytest.mark.oldest
 def test_questions_without_room_have_no_drafts_in_the_call(tmp_path: Path) -> None:
     """Every second question is too long to answer: its group is the host's own, the others are refined."""
     questions = [f"Short {i}?" if i % 2 else "Long " * 130 for i in range(64)]
