@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ class RefineSamplesGenerator(SamplesGenerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings = RunSettings.of(self.args.refine.settings)
+        self._settings = RunSettings.of(json.loads(self.args.refine.settings))
         self._config = self._settings.refine_config()
         # Takes note of groups; prompts are built in the engines, where the lengths are known.
         self._refiner = Refiner(self._config, make_room(self.tokenizer, 1, 1))

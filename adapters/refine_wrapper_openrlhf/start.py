@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
     _check_lengths(options, config)
     reward_urls = tuple(options["reward.remote_url"].split(","))
     settings = RunSettings(_portable(config), reward_urls, os.environ.get(LAUNCH_VARIABLE))
-    options["refine.settings"] = settings.to_json()
+    options["refine.settings"] = json.dumps(settings.to_json())  # a mapping would be made a namespace by the host
     options["train.agent_func_path"] = str(Path(__file__).with_name("launched_agent.py"))
     _swap_generator()
     _announce(options, config, plain)

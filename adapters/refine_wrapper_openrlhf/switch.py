@@ -44,7 +44,7 @@ def switch_command_line(module: ModuleType | None = None) -> None:
         return parsed
 
     parse_args.refines = True  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    ArgumentParser.parse_args = parse_args
+    ArgumentParser.parse_args = parse_args  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _add_help(parser: ArgumentParser) -> None:
