@@ -147,11 +147,11 @@ def test_half_of_the_context_is_for_the_answer_where_it_has_no_limit(reward: str
 
 def test_a_long_draft_is_shortened_and_the_question_is_not(reward: str) -> None:
     engine = Engine(lambda prompt, n: "x" * 400)
-    rows = run(engine, marked(reward, params=Params(max_tokens=200)), max_length=420)
+    rows = run(engine, marked(reward, params=Params(max_tokens=200)), max_length=560)
     plan = rows[0][OUTCOME].plan
     assert plan.draft_shortened
     assert "How many?" in plan.prompt
-    assert len(TOKENIZER.encode(plan.prompt, add_special_tokens=False)) <= 220
+    assert len(TOKENIZER.encode(plan.prompt, add_special_tokens=False)) <= 360
 
 
 def test_an_over_long_question_is_the_hosts_business(reward: str) -> None:
@@ -201,7 +201,7 @@ def test_images_reach_the_engine_in_both_stages(reward: str) -> None:
 
     engine = Engine(lambda prompt, n: f"x {n}" * 30)
     image = Image.new("RGB", (4, 4))
-    length = 300
+    length = 420
     rows = run(
         engine,
         marked(reward, params=Params(max_tokens=40)),

@@ -52,7 +52,7 @@ def reward_file(folder: Path, when: str, fault: str) -> str:
 
 
 def engine_with_draft_digits(*digits: int) -> Engine:
-    return Engine(lambda prompt, n: f"refined {n}" if NOTE in prompt else f"draft {digits[n]}")
+    return Engine(lambda prompt, n: f"refined {n}" if NOTE in prompt else f"draft {digits[n % len(digits)]}")
 
 
 def run(engine: Engine, params: Any, executor: Any = None, size: int = 2) -> list[dict[str, Any]]:

@@ -96,8 +96,8 @@ class Workshop:
         self.tokenizer = tiny_tokenizer()
         self.data = self._write(
             "train.jsonl",
-            # Duplicates on purpose: groups are not known by their prompt.
-            [{"input": f"{n // 2} + {n // 2}?", "label": str(n), "datasource": "sums"} for n in range(NUM_PROMPTS)],
+            # More than a run takes, which some need. Duplicates on purpose: groups are not known by their prompt.
+            [{"input": f"{n // 2} + {n // 2}?", "label": str(n), "datasource": "sums"} for n in range(2 * NUM_PROMPTS)],
         )
         self.eval_data = self._write(
             "eval.jsonl", [{"input": f"eval {n}?", "label": str(n), "datasource": "sums"} for n in range(2)]
