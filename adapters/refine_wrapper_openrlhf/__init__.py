@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from refine_wrapper_openrlhf.agent import make_agent_executor
+    from refine_wrapper_openrlhf.rewards import make_reward_func
 
-__all__ = ["make_agent_executor"]
+__all__ = ["make_agent_executor", "make_reward_func"]
 
 
 def __getattr__(name: str) -> object:
     # Loaded on first use: the plugin manager imports this package in processes that must not import OpenRLHF.
-    if name in __all__:
-        return getattr(import_module("refine_wrapper_openrlhf.agent"), name)
+    if name == "make_agent_executor":
+        return import_module("refine_wrapper_openrlhf.agent").make_agent_executor
+    if name == "make_reward_func":
+        return import_module("refine_wrapper_openrlhf.rewards").make_reward_func
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

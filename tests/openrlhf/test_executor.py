@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import openrlhf.utils
 import pytest
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 from refine_testing.openrlhf_engine import NOTE, TOKENIZER, Engine, Params, chat, marked, sample_group
@@ -65,7 +66,9 @@ def test_both_stages_of_a_group(reward: str, tmp_path: Path) -> None:
         assert query.startswith(Q)
         assert prompt == Q
         assert label == "4"
-    assert [query for query, _, _ in queries if "second" in query] == [f"{Q}second {n}<|im_end|>" for n in range(2)]
+    assert sorted(query for query, _, _ in queries if "second" in query) == [
+        f"{Q}second {n}<|im_end|>" for n in range(2)
+    ]
     # What is trained: q' and the refinement, only the refinement masked in and with its own log probabilities.
     for number, row in enumerate(rows):
         [(start, end)] = row["action_ranges"]
@@ -101,6 +104,8 @@ def test_same_prompts_in_flight_are_groups_of_their_own(reward: str) -> None:
 
 def test_upstreams_math_example_pays_the_refinement_alone() -> None:
     """A wrong refinement beside a right draft. Given q' to look at, that reward would pay for the draft."""
+    if not hasattr(openrlhf.utils, "extract_boxed_answer"):
+        pytest.skip("this OpenRLHF is older than its math example")
     right, wrong = r"\boxed{4}", r"\boxed{5}"
     engine = Engine(lambda prompt, n: wrong if NOTE in prompt or n != 1 else right)
     rows = run(engine, marked(MATH_REWARD))
@@ -135,6 +140,11 @@ def test_drafts_have_the_training_sampling_parameters(reward: str) -> None:
 
 
 def test_half_of_the_context_is_for_the_answer_where_it_has_no_limit(reward: str) -> None:
+    plain = SingleTurnAgentExecutor(reward)
+    try:
+        run(Engine(lambda prompt, n: "1"), Params(max_tokens=None), executor=plain)
+    except TypeError:
+        pytest.skip("this OpenRLHF needs a limit")
     engine = Engine(lambda prompt, n: f"{n} " * 300)
     rows = run(engine, marked(reward, params=Params(max_tokens=None)), max_length=640)
     assert [params.max_tokens for params in engine.params[:3]] == [320] * 3

@@ -17,6 +17,9 @@ import torch
 from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, Run, Workshop
 from safetensors.torch import load_file
 
+# Of two or three starts on a machine that others use, not of what is tested.
+pytestmark = pytest.mark.timeout(600)
+
 
 def assert_refined(run: Run, workshop: Workshop, *, drafts: int, group_size: int, steps: int = 2) -> None:
     """What holds for every objective: refinements are trained on q', drafts are not, weights moved and are finite."""
@@ -140,8 +143,10 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
         port = free.getsockname()[1]
     with (folder / "server" / "log").open("w") as log:
         served = subprocess.Popen(
-            [sys.executable, "-m", "openrlhf.cli.serve_rm", "--reward.model_name_or_path", workshop.model]
-            + ["--port", str(port), "--host", "127.0.0.1", "--ds.attn_implementation", "eager"],
+            [
+                *(sys.executable, "-m", "openrlhf.cli.serve_rm", "--reward.model_name_or_path", workshop.model),
+                *("--port", str(port), "--host", "127.0.0.1", "--ds.attn_implementation", "eager"),
+            ],
             env=workshop._environment(folder / "server", 1),
             stdout=log,
             stderr=subprocess.STDOUT,
