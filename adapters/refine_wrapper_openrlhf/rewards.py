@@ -16,8 +16,8 @@ RewardFunc = Callable[[Sequence[str], Sequence[str], Sequence[Any]], dict[str, A
 def make_reward_func(reward: Reward) -> RewardFunc:
     """What a file for ``--reward.remote_url`` calls ``reward_func``.
 
-    OpenRLHF hands over prompt and answer as one text that still has its end-of-sequence token; the reward gets the answer
-    without either, and the data set's label as its column ``answer``.
+    OpenRLHF hands over prompt and answer as one text that still has its end-of-sequence token; the reward gets the
+    answer without either, and the data set's label as its column ``answer``.
 
     Args:
         reward: One of refine-wrapper's rewards, or any function in that form (TRL's).

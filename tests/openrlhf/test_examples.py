@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -57,11 +58,11 @@ def test_the_papers_recipe_fits_together(workshop: Workshop, tmp_path: Path, mon
     command = shlex.split(printed)
     assert command[:2] == ["-m", "refine_wrapper_openrlhf.train_ppo_ray"]
     stop = "import ray, runpy; ray.is_initialized = lambda: print('would train') or exit(); "
+    code = stop + f"runpy.run_module({command[1]!r}, run_name='__main__', alter_sys=True)"
     started = subprocess.run(
-        [sys.executable, "-c", stop + f"runpy.run_module({command[1]!r}, run_name='__main__', alter_sys=True)"]
-        + command[2:],
+        [sys.executable, "-c", code, *command[2:]],
         cwd=tmp_path,
-        env={**workshop._environment(tmp_path, 1), "PYTHONPATH": f"{CPU_HOST}:{sys_path()}"},
+        env={**workshop._environment(tmp_path, 1), "PYTHONPATH": f"{CPU_HOST}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -69,12 +70,6 @@ def test_the_papers_recipe_fits_together(workshop: Workshop, tmp_path: Path, mon
     )
     assert "would train" in started.stdout, started.stderr[-3000:]
     assert "--rollout.n_samples_per_prompt 4 --train.batch_size 512" in started.stderr
-
-
-def sys_path() -> str:
-    import os
-
-    return os.environ.get("PYTHONPATH", "")
 
 
 def test_rewards_of_refine_wrapper_in_openrlhfs_form() -> None:
