@@ -45,8 +45,8 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
 
 def _attach(refiner: Refiner, outcome: GroupOutcome, rows: Sequence[Row]) -> None:
-    for response, _ in rows:
+    for response, refinement in rows:
         response[OUTCOME] = outcome
-        if not outcome.trainable:
+        if refinement.failure:
             # The trainer leaves the group out; until then nothing in it may have a shape that tensors do not take.
             response.update(reward=None, scores=None, extra_logs={})

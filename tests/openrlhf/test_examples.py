@@ -62,7 +62,7 @@ def test_the_papers_recipe_fits_together(workshop: Workshop, tmp_path: Path, mon
     started = subprocess.run(
         [sys.executable, "-c", code, *command[2:]],
         cwd=tmp_path,
-        env={**workshop._environment(tmp_path, 1), "PYTHONPATH": f"{CPU_HOST}:{os.environ.get('PYTHONPATH', '')}"},
+        env={**workshop.environment(tmp_path, 1), "PYTHONPATH": f"{CPU_HOST}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         timeout=240,

@@ -101,7 +101,8 @@ def test_a_reward_that_fails_on_a_refinement_leaves_the_group_out(name: str, tmp
     assert [bool(refinement.failure) for refinement in group.refinements_G] == [False, True]
     assert group.refinements_G[1].failure.startswith(FAULTS[name][1].value)
     # Nothing is left that could not become a tensor on the way to where the group is left out.
-    assert all(row["reward"] is None and row["scores"] is None and row["extra_logs"] == {} for row in rows)
+    assert (rows[1]["reward"], rows[1]["scores"], rows[1]["extra_logs"]) == (None, None, {})
+    assert float(rows[0]["reward"]) == 0
 
 
 def test_an_engine_error_on_one_draft_costs_that_draft(tmp_path: Path) -> None:

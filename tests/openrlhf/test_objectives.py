@@ -147,7 +147,7 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
                 *(sys.executable, "-m", "openrlhf.cli.serve_rm", "--reward.model_name_or_path", workshop.model),
                 *("--port", str(port), "--host", "127.0.0.1", "--ds.attn_implementation", "eager"),
             ],
-            env=workshop._environment(folder / "server", 1),
+            env=workshop.environment(folder / "server", 1),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -169,19 +169,23 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
     assert all("dummy_scores" in step for step in run.steps)
 
 
-def test_dr_grpo_with_an_answer_as_long_as_it_fits(workshop: Workshop) -> None:
+def test_dr_grpo_on_a_cluster_that_is_running_already(workshop: Workshop) -> None:
+    """As under `ray job submit`: Ray's workers do not have the environment of the command. And answers without a limit."""
     folder = workshop.folder()
     workshop.reward(folder)
     flags = workshop.flags(
         folder, algo__advantage__estimator="dr_grpo", rollout__max_new_tokens=None, data__max_len=600
     )
-    run = workshop.run(folder, *LAUNCHER, *flags, "--refine.num_drafts=2", *workshop.traced(folder))
-    assert_refined(run, workshop, drafts=2, group_size=2)
+    with workshop.cluster(folder / "cluster") as address:
+        variables = {"RAY_ADDRESS": address, "REFINE_WRAPPER_SELECTOR": "median", "REFINE_WRAPPER_NUM_DRAFTS": "3"}
+        run = workshop.run(folder, *LAUNCHER, *flags, *workshop.traced(folder), variables=variables)
+    assert_refined(run, workshop, drafts=3, group_size=2)
+    assert {group["selector"] for group in run.groups} == {"median"}
     assert "half of --data.max_len" in run.screen
     assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
 
 
-def test_gae_with_a_critic(workshop: Workshop) -> None:
+def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop) -> None:
     folder = workshop.folder()
     workshop.reward(folder)
     flags = workshop.flags(
@@ -189,11 +193,18 @@ def test_gae_with_a_critic(workshop: Workshop) -> None:
         algo__advantage__estimator="gae",
         critic__model_name_or_path=workshop.model,
         critic__num_nodes=1,
+        eval__dataset=workshop.eval_data,
+        eval__steps=2,
+        eval__n_samples_per_prompt=1,
     )
-    run = workshop.run(folder, *LAUNCHER, *flags, "--refine.num_drafts=2", *workshop.traced(folder))
+    refine = ("--refine.num_drafts=2", "--refine.evaluation=refine", *workshop.traced(folder))
+    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
     assert_refined(run, workshop, drafts=2, group_size=2)
     assert all("critic_loss" in step for step in run.steps)
     assert len(run.trained) == 2 * 8  # the policy's rows and the critic's
+    assert sum("eval" in call["prompt"] for call in run.calls) == 2 * (2 + 1)
+    assert "eval_sums_pass1" in run.screen
+    assert all(step["refine/groups"] == 2 for step in run.steps)
 
 
 def test_async_with_partial_rollout(workshop: Workshop) -> None:

@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,7 +201,7 @@ class Workshop:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=folder,
-                env={**self._environment(folder, gpus), **(variables or {})},
+                env={**self.environment(folder, gpus), **(variables or {})},
                 stdout=screen,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -225,7 +227,38 @@ class Workshop:
         assert ended, f"not over after {TIMEOUT} s:\n{text[-3000:]}"
         return Run(process.returncode, text, folder, names)
 
-    def _environment(self, folder: Path, gpus: int) -> dict[str, str]:
+    @contextlib.contextmanager
+    def cluster(self, folder: Path) -> Generator[str]:
+        """A Ray cluster of this machine that runs before a command and after it; gives its address."""
+        folder.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start = ("start", "--head", "--block", "--port", str(port), "--num-gpus", "1", "--num-cpus", "8")
+        more = ("--include-dashboard", "false", "--temp-dir", str(folder / "ray"), "--object-store-memory", "100000000")
+        with (folder / "log").open("w") as log:
+            head = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", *start, *more],
+                env=self.environment(folder, 1),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            end = time.monotonic() + 90
+            while "Ray runtime started" not in (folder / "log").read_text():
+                assert head.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < end, "Ray did not start"
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            for number in _left_behind(folder, seconds=10):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            head.wait()
+
+    def environment(self, folder: Path, gpus: int) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("REFINE_WRAPPER_", "PYTEST_", "RAY_"))}
         path = [str(CPU_HOST), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
