@@ -271,7 +271,8 @@ class Workshop:
             "HF_HOME": str(self.root / "huggingface"),
             "HF_DATASETS_CACHE": str(folder / "datasets"),
             "HF_HUB_OFFLINE": "1",
-            "TORCH_EXTENSIONS_DIR": str(self.root / "extensions"),
+            # DeepSpeed compiles two operators for minutes: once per environment, not once per session.
+            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
             "TMPDIR": str(self.root),
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
