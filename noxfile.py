@@ -25,7 +25,7 @@ import environment  # noqa: E402  (found through the line above)
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm"]
+nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm", "openrlhf", "openrlhf_oldest"]
 
 # Tests use models that they make themselves: nothing is fetched, and nothing is reported to anyone.
 OFFLINE = {
@@ -77,6 +77,18 @@ def trl_oldest(session: nox.Session) -> None:
 def trl_vllm(session: nox.Session) -> None:
     """TRL's own trainers, with vLLM generation on a CPU."""
     _test(session, "trl-vllm", "trl_vllm")
+
+
+@nox.session
+def openrlhf(session: nox.Session) -> None:
+    """OpenRLHF's own command line with Ray, DeepSpeed and vLLM on a CPU, and its executor alone."""
+    _test(session, "openrlhf", "openrlhf")
+
+
+@nox.session
+def openrlhf_oldest(session: nox.Session) -> None:
+    """The executor on the oldest OpenRLHF that an agent file works with."""
+    _test(session, "openrlhf-oldest", "openrlhf", "-m", "oldest")
 
 
 @nox.session(default=False)

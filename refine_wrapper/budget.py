@@ -60,7 +60,7 @@ def matched_group_size(baseline: int, num_drafts: int, *, smallest: int = 2) -> 
     return group_size
 
 
-def matched_batch_size(rows: int, baseline: int, num_drafts: int, *, setting: str) -> int:
+def matched_batch_size(rows: int, baseline: int, num_drafts: int, *, setting: str, smallest: int = 2) -> int:
     """Rows per device that hold the same number of prompts once groups shrink from the baseline to G.
 
     Args:
@@ -68,11 +68,12 @@ def matched_batch_size(rows: int, baseline: int, num_drafts: int, *, setting: st
         baseline: Group size of the plain run.
         num_drafts: N.
         setting: Name of the host's setting, for the message.
+        smallest: As in :func:`matched_group_size`.
 
     Raises:
         BudgetError: If the number does not come out whole.
     """
-    group_size = matched_group_size(baseline, num_drafts)
+    group_size = matched_group_size(baseline, num_drafts, smallest=smallest)
     if rows * group_size % baseline:
         step = baseline // gcd(baseline, group_size)
         nearest = sorted({max(step, rows // step * step), (rows // step + 1) * step})

@@ -8,7 +8,7 @@ from typing import Any
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.thinking import strip_thinking
-from refine_wrapper.types import Draft, DraftOutcome, SampledDraft
+from refine_wrapper.types import Draft, DraftOutcome, Refinement, SampledDraft
 
 
 def type_draft(sampled: SampledDraft, index: int, config: RefineConfig, plugins: Plugins) -> Draft:
@@ -27,6 +27,13 @@ def type_draft(sampled: SampledDraft, index: int, config: RefineConfig, plugins:
         detail=detail,
         policy_version=sampled.policy_version,
     )
+
+
+def type_refinement(sampled: SampledDraft, plugins: Plugins) -> Refinement:
+    """The same for a Stage-2 sample, on hosts where its reward may fail. Never raises."""
+    outcome, reward, detail = _score(sampled, plugins)
+    failure = "" if outcome is DraftOutcome.OK else outcome.value + (f": {detail}" if detail else "")
+    return Refinement(sampled.text, reward, sampled.num_tokens, sampled.finished, failure)
 
 
 def _score(sampled: SampledDraft, plugins: Plugins) -> tuple[DraftOutcome, float | None, str]:

@@ -31,5 +31,9 @@ class NoDraftError(RefineError, RuntimeError):
     """A group has no usable draft and ``on_no_draft`` is ``error``."""
 
 
+class NoRewardError(RefineError, RuntimeError):
+    """The reward failed on every refinement there was, so there is nothing to train on."""
+
+
 class SeamError(RefineError, RuntimeError):
     """The host is not what the adapter was written against, or refinement was switched on and never ran."""

@@ -31,6 +31,7 @@ METRICS: Final[Mapping[str, str]] = {
     "refine/stage1_seconds": "Wall time of Stage 1, mean over groups with drafts.",
     "refine/stage2_seconds": "Wall time of Stage 2, mean over groups.",
     "refine/draft_failures": "Drafts in the batch that could not be used, for any reason.",
+    "refine/refinement_failures": "Refinements in the batch that got no usable reward.",
     "refine/fallbacks": "Groups in the batch that were not refined, for any reason.",
     **{
         f"refine/draft_failures/{outcome.value}": f"Drafts that ended as `{outcome.value}` in the batch."
@@ -86,6 +87,7 @@ def summarize(
     failures = Counter(draft.outcome for draft in drafts)
     causes = Counter(outcome.plan.cause for outcome in outcomes_P)
     values["refine/draft_failures"] = len(drafts) - failures[DraftOutcome.OK]
+    values["refine/refinement_failures"] = sum(bool(r.failure) for o in outcomes_P for r in o.refinements_G)
     values["refine/fallbacks"] = len(outcomes_P) - causes[None]
     for outcome in DraftOutcome:
         if outcome is not DraftOutcome.OK:

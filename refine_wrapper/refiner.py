@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from refine_wrapper.config import RefineConfig
-from refine_wrapper.drafts import type_draft
+from refine_wrapper.drafts import type_draft, type_refinement
 from refine_wrapper.errors import ConfigError, NoDraftError, PromptError
 from refine_wrapper.metrics import CopyWatch, is_cause, summarize
 from refine_wrapper.plans.interface import PlanPolicy
@@ -25,6 +25,7 @@ from refine_wrapper.types import (
     GroupPlan,
     Prompt,
     PromptRoom,
+    Refinement,
     SampledDraft,
     Selection,
 )
@@ -91,6 +92,10 @@ class Refiner:
         if isinstance(decided, _Fallback):
             decided = self._fall_back(group_id, question, decided)
         return replace(decided, stage1_seconds=stage1_seconds)
+
+    def refinement(self, sampled: SampledDraft) -> Refinement:
+        """A Stage-2 sample whose reward may have failed, typed as drafts are."""
+        return type_refinement(sampled, self.plugins)
 
     def finish(self, outcomes_P: Sequence[GroupOutcome]) -> dict[str, float]:
         """Take note of finished groups: observers, trace, the warning about copying.

@@ -75,11 +75,20 @@ class Rollout:
     Args:
         refiner: Decides.
         on_metrics: Called with the metrics of each finished group.
+        on_finished: Called with the key and the outcome of each finished group instead of ``refiner.finish``, where
+            groups are collected into batches, perhaps in another process, which then calls ``finish``.
     """
 
-    def __init__(self, refiner: Refiner, on_metrics: Callable[[dict[str, float]], None] | None = None) -> None:
+    def __init__(
+        self,
+        refiner: Refiner,
+        on_metrics: Callable[[dict[str, float]], None] | None = None,
+        *,
+        on_finished: Callable[[Hashable, GroupOutcome], None] | None = None,
+    ) -> None:
         self._refiner = refiner
         self._on_metrics = on_metrics
+        self._on_finished = on_finished
         self._groups: dict[Hashable, _Group] = {}
 
     @property
@@ -126,6 +135,9 @@ class Rollout:
                 step=group.step,
                 policy_version=group.policy_version,
             )
+            if self._on_finished is not None:
+                self._on_finished(key, outcome)
+                return
             metrics = self._refiner.finish([outcome])
             if self._on_metrics is not None:
                 self._on_metrics(metrics)

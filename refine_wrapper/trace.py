@@ -94,7 +94,13 @@ def trace_record(outcome: GroupOutcome, *, texts: bool) -> dict[str, Any]:
         "draft_shortened": plan.draft_shortened,
         "drafts": [_draft_record(draft) for draft in plan.drafts_N],
         "refinements": [
-            {"reward": r.reward, "num_tokens": r.num_tokens, "finished": r.finished} for r in outcome.refinements_G
+            {
+                "reward": r.reward,
+                "num_tokens": r.num_tokens,
+                "finished": r.finished,
+                **({"failure": r.failure} if r.failure else {}),
+            }
+            for r in outcome.refinements_G
         ],
         "stage1_seconds": round(plan.stage1_seconds, 4),
         "stage2_seconds": round(outcome.stage2_seconds, 4),

@@ -193,12 +193,16 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """One Stage-2 sample: what it says and what the host's reward path paid for it."""
+    """One Stage-2 sample: what it says and what the host's reward path paid for it.
+
+    ``reward`` is None where there is no usable one; hosts whose reward path may fail then say why in ``failure``.
+    """
 
     text: str = ""
     reward: float | None = None
     num_tokens: int = 0
     finished: bool = True
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,14 @@ class GroupOutcome:
     stage2_seconds: float = 0.0
     step: int | None = None
     policy_version: int | str | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the group can be trained: its plan says so, and each of its refinements has a reward.
+
+        A missing reward is not made up. For hosts whose reward path may fail on single samples.
+        """
+        return self.plan.trained and not any(refinement.failure for refinement in self.refinements_G)
 
 
 @dataclass(frozen=True, slots=True)

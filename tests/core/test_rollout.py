@@ -13,7 +13,8 @@ from core_standins import refiner_with
 from refine_wrapper.batch import BatchStages, Question
 from refine_wrapper.errors import NoDraftError
 from refine_wrapper.rollout import Rollout
-from refine_wrapper.types import Action, DraftOutcome, FallbackCause, GroupPlan, Refinement, SampledDraft
+from refine_wrapper.trace import trace_record
+from refine_wrapper.types import Action, DraftOutcome, FallbackCause, GroupOutcome, GroupPlan, Refinement, SampledDraft
 
 G = 4
 
@@ -166,3 +167,51 @@ def test_both_kinds_of_host_plan_the_same() -> None:
             together[number].prompt,
             together[number].selection,
         )
+
+
+def test_finished_groups_are_handed_on_where_they_are_collected() -> None:
+    """Nothing is taken note of here: who collects them calls finish(), perhaps in another process."""
+    finished: list[tuple[Any, GroupOutcome]] = []
+    refiner = refiner_with(num_drafts=2)
+    noted: list[Any] = []
+    refiner.finish = noted.append  # type: ignore[method-assign, assignment]
+    rollout = Rollout(refiner, on_finished=lambda key, outcome: finished.append((key, outcome)))
+
+    async def sample(index: int) -> SampledDraft:
+        return SampledDraft(f"draft {index}", float(index), 1)
+
+    asyncio.run(one_group(rollout, "g", sample, random.Random(0)))
+    [(key, outcome)] = finished
+    assert key == "g"
+    assert len(outcome.refinements_G) == G
+    assert noted == []
+    assert rollout.groups_in_flight == 0
+
+
+def test_a_refinement_without_a_usable_reward_is_named_and_its_group_not_trained() -> None:
+    refiner = refiner_with(num_drafts=1)
+    plan = refiner.plan("g", "q", [SampledDraft("draft", 1.0, 1)])
+    good = refiner.refinement(SampledDraft("a", [0.5], 3, finished=False))
+    assert good == Refinement("a", 0.5, 3, finished=False)
+    bad = [
+        refiner.refinement(SampledDraft("a", reward, 1, failure=failure, detail=detail))
+        for reward, failure, detail in [
+            (None, DraftOutcome.REWARD_EXCEPTION, "ValueError: no"),
+            (None, None, ""),
+            (float("nan"), None, ""),
+            ([1.0, 2.0], None, ""),
+        ]
+    ]
+    assert [r.failure for r in bad] == [
+        "reward_exception: ValueError: no",
+        "no_reward",
+        "non_finite: nan",
+        "wrong_length: not one number: [1.0, 2.0]",
+    ]
+    assert all(r.reward is None for r in bad)
+    assert GroupOutcome(plan, (good, good)).trainable
+    outcome = GroupOutcome(plan, (good, bad[0]))
+    assert not outcome.trainable
+    assert refiner.finish([outcome])["refine/refinement_failures"] == 1
+    record = trace_record(outcome, texts=False)
+    assert [r.get("failure") for r in record["refinements"]] == [None, "reward_exception: ValueError: no"]

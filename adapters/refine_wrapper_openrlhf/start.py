@@ -1,0 +1,208 @@
+"""Before anything starts: settings, what cannot work, and one word on the screen. Runs where flags are parsed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refine_wrapper.budget import (
+    CompletionBudget,
+    check_room,
+    matched_batch_size,
+    matched_group_size,
+)
+from refine_wrapper.config import RefineConfig
+from refine_wrapper.config_sources import LAUNCH_VARIABLE, resolve
+from refine_wrapper.errors import BudgetError, ConfigError, PromptError
+from refine_wrapper.refiner import Refiner
+from refine_wrapper_openrlhf.request import RunSettings
+
+GROUP_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
+"""Advantage estimators with a baseline per prompt: with one refinement all advantages would be 0."""
+
+
+def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
+    """Resolve the settings; if they are active, check the parsed flags and make the run a refined one.
+
+    Args:
+        parsed: The namespace of OpenRLHF's parser, with dots in its names; changed in place.
+        flags: The settings that were given as flags.
+
+    Raises:
+        ConfigError, BudgetError: With what to write instead, before a cluster or a model is started.
+    """
+    config = resolve(flags=flags)
+    if not config.active:
+        return
+    options = vars(parsed)
+    check_reward(options)
+    plain = options["rollout.n_samples_per_prompt"]
+    if config.match_budget:
+        _match_budget(options, config)
+    check_group(options)
+    check_batch(options)
+    _check_lengths(options, config)
+    reward_urls = tuple(options["reward.remote_url"].split(","))
+    settings = RunSettings(_portable(config), reward_urls, os.environ.get(LAUNCH_VARIABLE))
+    options["refine.settings"] = json.dumps(settings.to_json())  # a mapping would be made a namespace by the host
+    options["train.agent_func_path"] = str(Path(__file__).with_name("launched_agent.py"))
+    _swap_generator()
+    _announce(options, config, plain)
+
+
+def check_reward(options: Mapping[str, Any]) -> None:
+    """Drafts need a reward that can be asked for one sample, without the prompt that the sample was written under.
+
+    Raises:
+        ConfigError: For an agent file, a reward-model actor, or a reward file that is not there.
+    """
+    if options["train.agent_func_path"]:
+        raise ConfigError(
+            "refine: --train.agent_func_path cannot be refined from outside: such an agent scores its own samples, and "
+            "would see the draft in the prompt. For a single-turn agent leave the flag out and give the reward as "
+            "--reward.remote_url; or build the agent with refine_wrapper_openrlhf.make_agent_executor and start "
+            "openrlhf.cli.train_ppo_ray itself."
+        )
+    urls = options["reward.remote_url"]
+    if not urls:
+        model = options["reward.model_name_or_path"] or "MODEL"
+        raise ConfigError(
+            "refine: a reward model inside the trainer (--reward.model_name_or_path) cannot score drafts, and would "
+            "read the draft as part of a refinement. Serve it instead: `python -m openrlhf.cli.serve_rm "
+            f"--reward.model_name_or_path {model} --port 5000`, and pass --reward.remote_url "
+            "http://HOST:5000/get_reward. Or pass a file with reward_func: --reward.remote_url reward.py."
+        )
+    first = urls.split(",")[0]
+    if first.endswith(".py") and not Path(first).is_file():
+        raise ConfigError(f"refine: --reward.remote_url: there is no file {first!r} (looked in {os.getcwd()!r}).")
+
+
+def check_group(options: Mapping[str, Any]) -> None:
+    """Refuse a group estimator with one refinement.
+
+    Raises:
+        BudgetError: With the number to set.
+    """
+    estimator, group_size = options["algo.advantage.estimator"], options["rollout.n_samples_per_prompt"]
+    if estimator in GROUP_ESTIMATORS and group_size < 2:
+        raise BudgetError(
+            f"refine: --algo.advantage.estimator {estimator} compares the refinements of a prompt, and "
+            f"--rollout.n_samples_per_prompt {group_size} leaves nothing to compare (drafts are not trained). Set "
+            "--rollout.n_samples_per_prompt to 2 or more, or use an estimator without groups (reinforce, gae)."
+        )
+
+
+def check_batch(options: Mapping[str, Any]) -> None:
+    """Refuse a train batch larger than a rollout: OpenRLHF would step once in several rollouts, without a word.
+
+    Raises:
+        BudgetError: With the numbers to set.
+    """
+    group_size, prompts = options["rollout.n_samples_per_prompt"], options["rollout.batch_size"]
+    rows, batch = group_size * prompts, options["train.batch_size"]
+    if batch > rows:
+        raise BudgetError(
+            f"refine: a rollout has --rollout.batch_size {prompts} x --rollout.n_samples_per_prompt {group_size} = "
+            f"{rows} samples to train on (drafts are not trained), fewer than --train.batch_size {batch}: only every "
+            f"{-(-batch // rows)}th rollout would update the policy. Set --train.batch_size to {rows} or a divisor of "
+            "it."
+        )
+    if rows % batch:
+        click.echo(
+            f"refine-wrapper: --train.batch_size {batch} does not divide the {rows} samples of a rollout; the last "
+            "update of each is smaller. Divisors do.",
+            err=True,
+        )
+
+
+def _match_budget(options: dict[str, Any], config: RefineConfig) -> None:
+    """Take the drafts out of the group, and the same share out of the train batch: as many updates as before."""
+    smallest = 2 if options["algo.advantage.estimator"] in GROUP_ESTIMATORS else 1
+    plain = options["rollout.n_samples_per_prompt"]
+    options["train.batch_size"] = matched_batch_size(
+        options["train.batch_size"], plain, config.num_drafts, setting="--train.batch_size", smallest=smallest
+    )
+    options["rollout.n_samples_per_prompt"] = matched_group_size(plain, config.num_drafts, smallest=smallest)
+
+
+def _check_lengths(options: Mapping[str, Any], config: RefineConfig) -> None:
+    """Refuse lengths that hold no q', and build all that settings name (selector, template, plugins) once."""
+    from openrlhf.utils.utils import get_tokenizer
+
+    from refine_wrapper_openrlhf.stages import make_room
+
+    tokenizer = get_tokenizer(
+        options["actor.model_name_or_path"], None, "left", None, use_fast=not options["data.disable_fast_tokenizer"]
+    )
+    max_length = options["data.max_len"]
+    answer_tokens = options["rollout.max_new_tokens"] or max(1, max_length // 2)
+    room = make_room(tokenizer, max_length, answer_tokens)
+    refiner = Refiner(config.replace(trace_dir=None), room, observe=False)
+    question = "?"
+    if options["data.apply_chat_template"]:
+        question = room.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+    try:
+        overhead = refiner.prompts.overhead_tokens(question)
+    except PromptError:
+        return  # such prompts stay plain, and are counted as refine/fallbacks/unsupported_prompt
+    check_room(
+        room.max_prompt_tokens,
+        overhead_tokens=overhead,
+        draft_tokens=config.draft_tokens,
+        answer_tokens=answer_tokens,
+        model_setting="--data.max_len",
+        answer_setting="--rollout.max_new_tokens",
+    )
+
+
+def _portable(config: RefineConfig) -> dict[str, Any]:
+    """The settings for processes that run in other folders."""
+    values = config.model_dump(mode="json")
+    if config.trace_dir is not None:
+        values["trace_dir"] = str(config.trace_dir.absolute())
+    template = Path(config.template).expanduser()
+    if template.is_file():
+        values["template"] = str(template.absolute())
+    return values
+
+
+def _swap_generator() -> None:
+    """Upstream's trainers find the class of their samples generator among the names of their own modules.
+
+    Doing it here, where the command runs, is enough: Ray ships a decorated actor class by value, and its globals with
+    it, so the trainer's process gets this class by name.
+    """
+    from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+
+    from refine_wrapper_openrlhf.generator import RefineSamplesGenerator
+
+    for module in (ppo_trainer, ppo_trainer_async):
+        module.SamplesGenerator = RefineSamplesGenerator
+
+
+def _announce(options: Mapping[str, Any], config: RefineConfig, plain: int) -> None:
+    budget = CompletionBudget(config.num_drafts, options["rollout.n_samples_per_prompt"], plain)
+    lines = [
+        f"refine-wrapper: on for OpenRLHF. {budget.describe()}.",
+        f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}",
+        f"  --rollout.n_samples_per_prompt {options['rollout.n_samples_per_prompt']} --train.batch_size "
+        f"{options['train.batch_size']}",
+    ]
+    if not budget.matched:
+        lines.append(
+            f"  To match the plain run's {plain} completions: --refine.match_budget, which shrinks "
+            "--rollout.n_samples_per_prompt and --train.batch_size."
+        )
+    if not options["rollout.max_new_tokens"]:
+        lines.append(
+            f"  --rollout.max_new_tokens is not set: drafts and the room for answers are half of --data.max_len "
+            f"{options['data.max_len']}."
+        )
+    click.echo("\n".join(lines), err=True)

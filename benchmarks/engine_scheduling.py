@@ -1,0 +1,267 @@
+"""What two stages cost on a continuous-batching engine: one stage of N + G, two with a barrier, two pipelined.
+
+python benchmarks/engine_scheduling.py --loads 16/256 16/32 64/64        # in the environment `openrlhf`, on a CPU
+
+A real vLLM engine with a tiny random model; the pipelined mode runs through the core's Rollout, as the OpenRLHF adapter
+does. Every completion has the same fixed length in all modes (log-normal, drawn once), so only the order of requests
+differs. Engine steps do not depend on how busy the machine is; wall time does. On a CPU a step's time grows with its
+batch, so there tokens rule the wall time; on a GPU, where decoding is bound by memory traffic, steps do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# In this process, so that a step is a step; on a CPU: a small cache, no warm-up.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from refine_wrapper.config import RefineConfig
+from refine_wrapper.refiner import Refiner
+from refine_wrapper.rollout import Rollout
+from refine_wrapper.types import PromptRoom, Refinement, SampledDraft
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!()+-*/=\n'`"
+MAX_LENGTH = 1024
+
+
+def save_model(folder: Path) -> Any:
+    """A tiny random Llama whose tokens are single characters; returns its tokenizer."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocab = {text: number for number, text in enumerate(["<pad>", "<eos>", "<unk>", *LETTERS])}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return tokenizer
+
+
+@dataclass
+class Engine:
+    """vLLM's synchronous engine, stepped by hand, as something coroutines can await."""
+
+    engine: Any
+    tokenizer: Any
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    _waiting: dict[str, asyncio.Future[list[int]]] = field(default_factory=dict)
+    _number: int = 0
+
+    async def generate(self, prompt: str, length: int) -> str:
+        """A completion of exactly `length` tokens."""
+        from vllm import SamplingParams
+
+        self._number += 1
+        name = str(self._number)
+        ids = self.tokenizer(text=prompt, add_special_tokens=False)["input_ids"]
+        # Characters only, so that a draft is the same tokens in q' again.
+        allowed = list(range(3, 3 + len(LETTERS)))
+        params = SamplingParams(
+            max_tokens=length, min_tokens=length, ignore_eos=True, allowed_token_ids=allowed, detokenize=False
+        )
+        self.engine.add_request(name, {"prompt_token_ids": ids}, params)
+        self._waiting[name] = asyncio.get_running_loop().create_future()
+        self.prompt_tokens += len(ids)
+        return self.tokenizer.decode(await self._waiting[name], skip_special_tokens=True)
+
+    async def serve(self, work: Awaitable[Any]) -> None:
+        """Step while there is work; between two steps everything that can go on does."""
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            for _ in range(20):  # let coroutines that a step woke up add their requests before the next one
+                await asyncio.sleep(0)
+            if not self._waiting:
+                continue
+            self.steps += 1
+            for output in self.engine.step():
+                if output.finished:
+                    self.cached_tokens += output.num_cached_tokens or 0
+                    self._waiting.pop(output.request_id).set_result(list(output.outputs[0].token_ids))
+        await task
+
+
+@dataclass(frozen=True)
+class Load:
+    """P prompts with the lengths of their completions: first N drafts, then G refinements."""
+
+    prompts: list[str]
+    lengths: list[list[int]]
+    num_drafts: int
+
+
+def draw_load(num_prompts: int, num_drafts: int, group_size: int, seed: int) -> Load:
+    rng = random.Random(seed)
+    prompts = ["".join(rng.choice(LETTERS[:62]) for _ in range(160)) + "?" for _ in range(num_prompts)]
+    lengths = [
+        [max(4, min(240, round(math.exp(rng.gauss(math.log(60), 0.7))))) for _ in range(num_drafts + group_size)]
+        for _ in prompts
+    ]
+    return Load(prompts, lengths, num_drafts)
+
+
+async def single_stage(engine: Engine, load: Load, refiner: Refiner) -> None:
+    await asyncio.gather(
+        *(engine.generate(q, n) for q, lengths in zip(load.prompts, load.lengths, strict=True) for n in lengths)
+    )
+
+
+async def barrier(engine: Engine, load: Load, refiner: Refiner) -> None:
+    async def drafts(number: int) -> list[SampledDraft]:
+        return await asyncio.gather(*(_draft(engine, load, number, n) for n in range(load.num_drafts)))
+
+    sampled = await asyncio.gather(*(drafts(number) for number in range(len(load.prompts))))
+    plans = [refiner.plan(str(i), q, s) for i, (q, s) in enumerate(zip(load.prompts, sampled, strict=True))]
+    await asyncio.gather(
+        *(
+            engine.generate(str(plan.prompt), length)
+            for plan, lengths in zip(plans, load.lengths, strict=True)
+            for length in lengths[load.num_drafts :]
+        )
+    )
+
+
+async def pipelined(engine: Engine, load: Load, refiner: Refiner) -> None:
+    rollout = Rollout(refiner)
+
+    async def member(number: int, length: int) -> None:
+        with rollout.join(number, len(load.lengths[number]) - load.num_drafts) as me:
+            plan = await me.plan(str(number), load.prompts[number], lambda index: _draft(engine, load, number, index))
+            me.report(Refinement(await engine.generate(str(plan.prompt), length), 0.0, length))
+
+    await asyncio.gather(*(member(i, n) for i, lengths in enumerate(load.lengths) for n in lengths[load.num_drafts :]))
+
+
+async def _draft(engine: Engine, load: Load, number: int, index: int) -> SampledDraft:
+    length = load.lengths[number][index]
+    # The reward: which draft is best must not depend on what a random model says.
+    return SampledDraft(await engine.generate(load.prompts[number], length), float(-index), length)
+
+
+MODES: dict[str, Callable[[Engine, Load, Refiner], Awaitable[None]]] = {
+    "single stage": single_stage,
+    "barrier": barrier,
+    "pipelined": pipelined,
+}
+
+
+def build_engine(folder: Path, tokenizer: Any, slots: int) -> Engine:
+    import torch
+    import vllm
+    import vllm.model_executor.layers.utils as layers
+
+    if not torch.cuda.is_available():
+
+        def plain_linear(layer: Any, remove_weight: bool) -> None:
+            layer.cpu_linear = torch.nn.functional.linear
+
+        layers.dispatch_cpu_unquantized_gemm = plain_linear  # packed kernels need more alignment than this model has
+    arguments = vllm.EngineArgs(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=MAX_LENGTH,
+        max_num_seqs=slots,
+        enable_prefix_caching=True,
+        dtype="float32",
+        seed=0,
+    )
+    return Engine(vllm.LLMEngine.from_engine_args(arguments), tokenizer)
+
+
+def measure(engine: Engine, mode: str, load: Load, template: str) -> dict[str, float]:
+    room = PromptRoom(engine.tokenizer, lambda prompt: len(engine.tokenizer.encode(prompt)), MAX_LENGTH - 240)
+    refiner = Refiner(RefineConfig(num_drafts=load.num_drafts, template=template, max_reward=0.0), room)
+    engine.engine.reset_prefix_cache()
+    engine.steps = engine.prompt_tokens = engine.cached_tokens = 0
+    started = time.perf_counter()
+    asyncio.run(engine.serve(MODES[mode](engine, load, refiner)))
+    return {
+        "steps": engine.steps,
+        "seconds": time.perf_counter() - started,
+        "prompt tokens": engine.prompt_tokens,
+        "cached": engine.cached_tokens / engine.prompt_tokens,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loads", nargs="+", default=["16/256", "16/32", "64/64"], help="prompts/slots")
+    parser.add_argument("--num-drafts", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="for wall time; modes take turns")
+    parser.add_argument("--template", default="turns", help="`turns` keeps the draft's tokens as a prefix of q'")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = save_model(Path(folder))
+        print(
+            "| prompts / slots | mode | engine steps | to single | to barrier | seconds | prompt tokens | from cache |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        for name in options.loads:
+            num_prompts, slots = map(int, name.split("/"))
+            load = draw_load(num_prompts, options.num_drafts, options.group_size, options.seed)
+            engine = build_engine(Path(folder), tokenizer, slots)
+            runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+            for _ in range(options.repeats):
+                for mode in MODES:
+                    runs[mode].append(measure(engine, mode, load, options.template))
+            results[name] = {
+                mode: {key: statistics.median(run[key] for run in taken) for key in taken[0]}
+                for mode, taken in runs.items()
+            }
+            for mode, found in results[name].items():
+                ratios = [found["steps"] / results[name][base]["steps"] for base in ("single stage", "barrier")]
+                print(
+                    f"| {name} | {mode} | {found['steps']:.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
+                    f"{found['seconds']:.2f} | {found['prompt tokens']:.0f} | {found['cached']:.0%} |",
+                    flush=True,
+                )
+            del engine
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

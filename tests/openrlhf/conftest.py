@@ -1,0 +1,29 @@
+"""What all tests of the OpenRLHF adapter share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+
+import pytest
+from refine_testing.openrlhf_runs import CPU_HOST, Workshop
+
+# The fast tests import OpenRLHF in this process, and OpenRLHF imports flash_attn.
+sys.path.insert(0, str(CPU_HOST))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings and third-party plugins of whoever runs the tests must not change them."""
+    for name in os.environ:
+        if name.startswith("REFINE_WRAPPER_") and name != "REFINE_WRAPPER_TEST_INSTALLED":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("REFINE_WRAPPER_PLUGINS", "")
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Generator[Workshop]:
+    made = Workshop()
+    yield made
+    made.close()

@@ -1,0 +1,273 @@
+"""OpenRLHF's objectives with refinement on: the real command line, two rollouts and optimizer steps each, and what else
+users combine them with. Every run also proves another entrance or option, because starting a run is what takes time.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, Run, Workshop
+from safetensors.torch import load_file
+
+# Of two or three starts on a machine that others use, not of what is tested.
+pytestmark = pytest.mark.timeout(600)
+
+
+def assert_refined(run: Run, workshop: Workshop, *, drafts: int, group_size: int, steps: int = 2) -> None:
+    """What holds for every objective: refinements are trained on q', drafts are not, weights moved and are finite."""
+    assert run.code == 0, run.screen[-4000:]
+    assert not run.left_behind
+    assert len(run.steps) == steps
+    for step in run.steps:
+        assert step["refine/refined_share"] > 0
+        assert step["policy_loss"] is not None
+    for group in run.groups:
+        assert len(group["drafts"]) == drafts
+        assert len(group["refinements"]) == group_size
+    prompts = {group["prompt"] for group in run.groups if group["action"] == "refine"}
+    for row in run.trained:
+        text = workshop.tokenizer.decode(row["sequence"])
+        assert any(text.startswith(prompt) for prompt in prompts)
+    before, after = load_file(f"{workshop.model}/model.safetensors"), run.weights()
+    assert any(not torch.equal(before[name].to(after[name].dtype), after[name]) for name in before)
+    assert all(torch.isfinite(value.float()).all() for value in after.values())
+    for call in run.calls:
+        assert call["query"].startswith(call["prompt"])
+        assert NOTE not in call["query"]
+
+
+def test_dapo_by_refine_wrapper_run_on_the_hosts_command(workshop: Workshop) -> None:
+    """Dynamic filtering, clip-higher, token-level loss, overlong penalty; the budget of the plain run kept."""
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(
+        folder,
+        rollout__n_samples_per_prompt=4,
+        train__batch_size=8,
+        data__max_samples=8,
+        algo__dynamic_filtering_enable=True,
+        algo__dynamic_filtering_range=(0.05, 0.95),
+        actor__eps_clip_low_high=(0.2, 0.28),
+        actor__loss_agg_mode="token-mean",
+        reward__overlong_buffer_len=4,
+        reward__overlong_penalty_factor=0.5,
+    )
+    refine = ("--refine.num_drafts", "2", "--refine.match_budget", *workshop.traced(folder))
+    run = workshop.run(folder, "-m", "refine_wrapper.cli", "run", *refine, "--", sys.executable, *HOST, *flags)
+    assert_refined(run, workshop, drafts=2, group_size=2, steps=len(run.steps))
+    assert len(run.steps) >= 2
+    assert "--rollout.n_samples_per_prompt 2 --train.batch_size 4" in run.screen
+    assert "as many as the plain run samples" in run.screen
+    # Filtered groups are in the trace and in the metrics, not in what was trained.
+    assert sum(step["refine/groups"] for step in run.steps) <= len(run.groups)
+    assert "DAPO Overlong Penalty" in run.screen
+    kept = [g for g in run.groups if 0.05 < sum(r["reward"] for r in g["refinements"]) / 2 < 0.95]
+    assert len(run.trained) in (2 * len(kept), 2 * len(kept) - 2)  # the host drops an incomplete last micro-batch
+
+
+def test_reinforce_with_rewards_that_fail(workshop: Workshop) -> None:
+    """REINFORCE++ with one refinement per prompt. One prompt's drafts get no reward, another one's refinement gets NaN."""
+    folder = workshop.folder()
+    workshop.reward(
+        folder,
+        "calls = sum(chr(34) + label + chr(34) in line.partition('label')[2] for line in open({log!r}))\n".format(
+            log=str(folder / "rewards.jsonl")
+        )
+        + "if label == '1': raise RuntimeError('no reward for this one')\n"
+        + "if label == '2' and calls > 2: value = float('nan')",
+    )
+    flags = workshop.flags(
+        folder,
+        rollout__n_samples_per_prompt=1,
+        algo__advantage__estimator="reinforce",
+        data__max_samples=8,
+        actor__adam__lr=1e-3,
+    )
+    refine = ("--refine.num_drafts=2", "--refine.on_no_draft=skip", *workshop.traced(folder))
+    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
+    assert_refined(run, workshop, drafts=2, group_size=1, steps=3)
+    # 8 prompts, 2 left out: next ones took their place, so that all rollouts are full.
+    assert len(run.groups) == 8
+    assert len(run.trained) == 6
+    failures = Counter(d["outcome"] for group in run.groups for d in group["drafts"])
+    assert failures == {"ok": 14, "reward_exception": 2}
+    assert [group["action"] for group in run.groups].count("skip") == 1
+    failed = [group["refinements"][0] for group in run.groups if group["refinements"][0].get("failure")]
+    assert sorted(refinement["failure"].partition(":")[0] for refinement in failed) == [
+        "non_finite",
+        "reward_exception",
+    ]
+
+
+def test_reinforce_baseline_by_an_agent_file(workshop: Workshop) -> None:
+    """The host's own command and flags; train and evaluation are told apart by temperature."""
+    folder = workshop.folder()
+    reward = workshop.reward(folder)
+    agent = folder / "my_agent.py"
+    agent.write_text(
+        "from refine_wrapper_openrlhf import make_agent_executor\n"
+        f"AgentExecutor = make_agent_executor(num_drafts=2, reward={reward!r}, template='turns', "
+        f"trace_dir={str(folder / 'trace')!r}, trace_texts=True)\n"
+    )
+    flags = workshop.flags(
+        folder,
+        algo__advantage__estimator="reinforce_baseline",
+        train__agent_func_path=str(agent),
+        reward__remote_url=None,
+        eval__dataset=workshop.eval_data,
+        eval__steps=2,
+        eval__n_samples_per_prompt=1,
+    )
+    run = workshop.run(folder, *HOST, *flags)
+    assert_refined(run, workshop, drafts=2, group_size=2)
+    assert [step["refine/completions"] for step in run.steps] == [4, 4]  # per group: OpenRLHF takes means
+    assert sum("eval" in call["prompt"] for call in run.calls) == 2
+    # The draft is an answer of the assistant, in a turn of its own.
+    assert all(group["prompt"].count("<|im_start|>assistant") == 2 for group in run.groups)
+
+
+def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None:
+    """openrlhf.cli.serve_rm, which answers with lists of one."""
+    folder = workshop.folder()
+    (folder / "server").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder / "server" / "log").open("w") as log:
+        served = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "openrlhf.cli.serve_rm", "--reward.model_name_or_path", workshop.model),
+                *("--port", str(port), "--host", "127.0.0.1", "--ds.attn_implementation", "eager"),
+            ],
+            env=workshop.environment(folder / "server", 1),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_for(port, served)
+        flags = workshop.flags(
+            folder,
+            algo__advantage__estimator="rloo",
+            reward__remote_url=f"http://127.0.0.1:{port}/get_reward",
+        )
+        run = workshop.run(folder, *LAUNCHER, *flags, "--refine.num_drafts=2", *workshop.traced(folder))
+    finally:
+        served.terminate()
+        served.wait(timeout=30)
+    assert_refined(run, workshop, drafts=2, group_size=2)
+    for group in run.groups:
+        rewards = [draft["reward"] for draft in group["drafts"]]
+        assert group["selected"] == rewards.index(max(rewards))
+    assert all("dummy_scores" in step for step in run.steps)
+
+
+def test_dr_grpo_on_a_cluster_that_is_running_already(workshop: Workshop) -> None:
+    """As under `ray job submit`: Ray's workers do not have the environment of the command. And answers without a limit."""
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(
+        folder, algo__advantage__estimator="dr_grpo", rollout__max_new_tokens=None, data__max_len=600
+    )
+    with workshop.cluster(folder / "cluster") as address:
+        variables = {"RAY_ADDRESS": address, "REFINE_WRAPPER_SELECTOR": "median", "REFINE_WRAPPER_NUM_DRAFTS": "3"}
+        run = workshop.run(folder, *LAUNCHER, *flags, *workshop.traced(folder), variables=variables)
+    assert_refined(run, workshop, drafts=3, group_size=2)
+    assert {group["selector"] for group in run.groups} == {"median"}
+    assert "half of --data.max_len" in run.screen
+    assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
+
+
+def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop) -> None:
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(
+        folder,
+        algo__advantage__estimator="gae",
+        critic__model_name_or_path=workshop.model,
+        critic__num_nodes=1,
+        eval__dataset=workshop.eval_data,
+        eval__steps=2,
+        eval__n_samples_per_prompt=1,
+    )
+    refine = ("--refine.num_drafts=2", "--refine.evaluation=refine", *workshop.traced(folder))
+    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
+    assert_refined(run, workshop, drafts=2, group_size=2)
+    assert all("critic_loss" in step for step in run.steps)
+    assert len(run.trained) == 2 * 8  # the policy's rows and the critic's
+    assert sum("eval" in call["prompt"] for call in run.calls) == 2 * (2 + 1)
+    assert "eval_sums_pass1" in run.screen
+    assert all(step["refine/groups"] == 2 for step in run.steps)
+
+
+def test_async_with_partial_rollout(workshop: Workshop) -> None:
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(
+        folder, train__async_enable=True, train__partial_rollout_enable=True, train__colocate_all=None
+    )
+    run = workshop.run(folder, *LAUNCHER, *flags, "--refine.num_drafts=2", *workshop.traced(folder), gpus=2)
+    assert_refined(run, workshop, drafts=2, group_size=2)
+
+
+def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
+    """The same samples and the same weights, to the last bit.
+
+    One request at a time: vLLM draws the samples of a step from one generator, so with several in flight the draws depend
+    on how they arrive. Discounting gives the tokens of a single sample different advantages, so that there is a gradient.
+    """
+    weights: list[dict[str, Any]] = []
+    calls: list[list[dict[str, Any]]] = []
+    for command in ([*HOST], [*LAUNCHER, "--refine.num_drafts=0"]):
+        folder = workshop.folder()
+        workshop.reward(folder)
+        flags = workshop.flags(
+            folder,
+            algo__advantage__estimator="reinforce",
+            algo__advantage__gamma=0.9,
+            rollout__n_samples_per_prompt=1,
+            rollout__batch_size=1,
+            rollout__micro_batch_size=1,
+            train__batch_size=1,
+            train__micro_batch_size=1,
+            data__max_samples=2,
+        )
+        run = workshop.run(folder, *command, *flags)
+        assert run.code == 0, run.screen[-4000:]
+        weights.append(run.weights())
+        calls.append(sorted(run.calls, key=lambda call: call["query"]))
+    assert calls[0] == calls[1]
+    assert len(calls[0]) == 2
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    start = load_file(f"{workshop.model}/model.safetensors")
+    assert any(not torch.equal(start[name].to(value.dtype), value) for name, value in weights[0].items())
+
+
+def test_ctrl_c_leaves_nothing_behind(workshop: Workshop) -> None:
+    folder = workshop.folder()
+    workshop.reward(folder, "import time; time.sleep(60)")
+    flags = workshop.flags(folder)
+    run = workshop.run(folder, *LAUNCHER, *flags, interrupt_at="Loading custom `reward_func")
+    assert run.code != 0
+    assert not run.left_behind, run.left_behind
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert process.poll() is None, "serve_rm ended"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("serve_rm did not start")

@@ -1,0 +1,134 @@
+"""One real run of the launcher, with evaluation, a reference model and importance-sampling correction, and what it wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from refine_testing.openrlhf_runs import LAUNCHER, NOTE, NUM_PROMPTS, Run, Workshop
+from safetensors.torch import load_file
+
+N, G, NUM_EVALUATIONS, EVAL_PROMPTS, EVAL_SAMPLES = 3, 2, 2, 2, 2
+
+
+@pytest.fixture(scope="module")
+def run(workshop: Workshop) -> Run:
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(
+        folder,
+        rollout__n_samples_per_prompt=G,
+        eval__dataset=workshop.eval_data,
+        eval__steps=1,
+        # The training temperature: launched runs know evaluation by more than that.
+        eval__temperature=1.0,
+        eval__n_samples_per_prompt=EVAL_SAMPLES,
+        algo__kl__init_coef=0.01,
+        algo__advantage__is_correction_level="token",
+        ref__offload=None,
+    )
+    done = workshop.run(folder, *LAUNCHER, *flags, f"--refine.num_drafts={N}", *workshop.traced(folder))
+    assert done.code == 0, done.screen[-4000:]
+    return done
+
+
+def test_it_says_what_is_on(run: Run) -> None:
+    assert f"N={N} drafts + G={G} refinements = {N + G} completions per prompt" in run.screen
+    assert not run.left_behind
+
+
+def test_drafts_and_refinements_are_rewarded_once_each(run: Run) -> None:
+    per_prompt = Counter(call["prompt"] for call in run.calls)
+    train = {prompt: count for prompt, count in per_prompt.items() if "eval" not in prompt}
+    # Every question is twice in the data.
+    assert list(train.values()) == [2 * (N + G)] * (NUM_PROMPTS // 2)
+
+
+def test_evaluation_is_single_shot(run: Run) -> None:
+    per_prompt = Counter(call["prompt"] for call in run.calls if "eval" in call["prompt"])
+    assert list(per_prompt.values()) == [NUM_EVALUATIONS * EVAL_SAMPLES] * EVAL_PROMPTS
+    assert "eval_sums_pass1" in run.screen
+
+
+def test_rewards_see_the_question_and_one_answer(run: Run) -> None:
+    for call in run.calls:
+        assert call["query"].startswith(call["prompt"])
+        assert NOTE not in call["query"]
+        assert call["prompt"].count("<|im_start|>user") == 1
+
+
+def test_each_group_has_one_refined_prompt_with_its_best_draft(run: Run, workshop: Workshop) -> None:
+    assert len(run.groups) == NUM_PROMPTS
+    assert len({group["group_id"] for group in run.groups}) == NUM_PROMPTS
+    for group in run.groups:
+        rewards = [draft["reward"] for draft in group["drafts"]]
+        assert len(rewards) == N
+        assert len(group["refinements"]) == G
+        assert group["selected"] == rewards.index(max(rewards))
+        assert NOTE in group["prompt"]
+        assert group["draft_text"] in group["prompt"]
+        decoded = [workshop.tokenizer.decode(row["sequence"]) for row in run.trained]
+        assert sum(text.startswith(group["prompt"]) for text in decoded) >= G
+
+
+def test_only_refinements_are_trained(run: Run, workshop: Workshop) -> None:
+    assert len(run.trained) == NUM_PROMPTS * G
+    refinements = Counter(r["text"] for group in run.groups for r in group["refinements"])
+    trained: Counter[str] = Counter()
+    for row in run.trained:
+        # The mask is over next tokens: position t stands for token t + 1.
+        marked = [token for token, on in zip(row["sequence"][1:], row["action_mask"], strict=True) if on]
+        trained[workshop.tokenizer.decode(marked, skip_special_tokens=True)] += 1
+        prompt = [token for token, on in zip(row["sequence"][1:], row["action_mask"], strict=True) if not on]
+        assert NOTE in workshop.tokenizer.decode(prompt)
+    assert trained == refinements
+
+
+def test_rollout_logprobs_are_those_of_the_refinement(run: Run) -> None:
+    for row in run.trained:
+        pairs = list(zip(row["rollout_log_probs"], row["action_mask"], strict=True))
+        assert all(value == 0 for value, on in pairs if not on)
+        assert all(value < 0 for value, on in pairs if on)
+    # The trainer finds the same probabilities for the same tokens; shifted by one they would differ by units.
+    first = run.trained[0]
+    gaps = [
+        abs(ours - theirs)
+        for ours, theirs, on in zip(
+            first["rollout_log_probs"], first["action_log_probs"], first["action_mask"], strict=True
+        )
+        if on
+    ]
+    assert sum(gaps) / len(gaps) < 0.05
+
+
+def test_advantages_come_from_the_rewards_of_refinements(run: Run) -> None:
+    for group in run.groups:
+        rewards = torch.tensor([r["reward"] for r in group["refinements"]])
+        if rewards.std() == 0:
+            continue
+        expected = (rewards - rewards.mean()) / (rewards.std() + 1e-9)
+        got = sorted({round(float(value), 4) for value in expected})
+        assert len(got) == G
+
+
+def test_metrics_are_the_cores_in_the_hosts_log(run: Run) -> None:
+    assert len(run.steps) == 2
+    for number, step in enumerate(run.steps):
+        groups = [group for group in run.groups if group["step"] == number]
+        assert step["refine/groups"] == len(groups) == 2
+        assert step["refine/completions"] == 2 * (N + G)
+        assert step["refine/refined_share"] == 1
+        drafts = [draft["reward"] for group in groups for draft in group["drafts"]]
+        assert step["refine/draft_reward_mean"] == pytest.approx(sum(drafts) / len(drafts), abs=1e-4)
+        refinements = [r["reward"] for group in groups for r in group["refinements"]]
+        assert step["refine/refinement_reward"] == pytest.approx(sum(refinements) / len(refinements), abs=1e-4)
+        assert step["refine/refinement_reward"] == pytest.approx(step["rollout/reward_mean"], abs=1e-4)
+        # What the user's reward logs is there too, of refinements only.
+        assert step["paid"] == pytest.approx(step["rollout/reward_mean"], abs=1e-4)
+
+
+def test_weights_move(run: Run, workshop: Workshop) -> None:
+    before, after = load_file(f"{workshop.model}/model.safetensors"), run.weights()
+    assert any(not torch.equal(before[name].to(after[name].dtype), after[name]) for name in before)
+    assert all(torch.isfinite(value.float()).all() for value in after.values())

@@ -1,0 +1,2 @@
+def all_gather(*arguments, **named):
+    raise RuntimeError("flash_attn is a stand-in here")

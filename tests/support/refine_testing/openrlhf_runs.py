@@ -1,0 +1,319 @@
+"""Real runs of OpenRLHF's command line on a CPU, and what they leave to read."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from refine_testing.tiny import save_tiny, tiny_tokenizer
+from refine_wrapper.trace import read_trace
+
+CPU_HOST = Path(__file__).parents[1] / "openrlhf_cpu"
+LAUNCHER = ("-m", "refine_wrapper_openrlhf.train_ppo_ray")
+HOST = ("-m", "openrlhf.cli.train_ppo_ray")
+TIMEOUT = 280
+NUM_PROMPTS = 4
+NOTE = "It may be wrong"
+"""Part of the built-in template: whoever sees it has seen a draft."""
+
+REWARD = '''
+import json, os
+
+def reward_func(queries, prompts, labels):
+    """Pays by what the completion says; every call is written down."""
+    [query], [prompt], [label] = queries, prompts, labels
+    completion = query[len(prompt):] if query.startswith(prompt) else query
+    value = sum(completion.encode()) % 11 / 10
+    with open({log!r}, "a") as file:
+        file.write(json.dumps({{"query": query, "prompt": prompt, "label": label, "reward": value}}) + chr(10))
+{fault}
+    import torch
+    reward = torch.tensor([value])
+    return {{"rewards": reward, "scores": reward, "extra_logs": {{"paid": reward}}}}
+'''
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished command."""
+
+    code: int
+    screen: str
+    folder: Path
+    left_behind: list[str]
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """The trace, training groups only."""
+        return [
+            group for group in read_trace(self.folder / "trace") if group["group_id"].startswith(("train", "agent"))
+        ]
+
+    @cached_property
+    def calls(self) -> list[dict[str, Any]]:
+        """Every call of the reward function."""
+        file = self.folder / "rewards.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    @cached_property
+    def trained(self) -> list[dict[str, Any]]:
+        """Every row that a policy (and a critic) was given to train on."""
+        files = sorted(self.folder.glob("record-*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    @cached_property
+    def steps(self) -> list[dict[str, float]]:
+        """What the host logged after each rollout."""
+        logged = re.findall(r"lobal step \d+: (\{.*?\})(?:\x1b|$)", self.screen, re.M)
+        return [ast.literal_eval(re.sub(r"\bnan\b", "None", text)) for text in logged]
+
+    def weights(self) -> dict[str, Any]:
+        """Of the trained model."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / "out" / "model.safetensors")
+
+
+class Workshop:
+    """A model, data and a way to run commands. Everything is in one folder with a short name (Ray's sockets need one)."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="rw-"))
+        self.model = save_tiny(self.root / "model", hidden_size=64)
+        self.tokenizer = tiny_tokenizer()
+        self.data = self._write(
+            "train.jsonl",
+            # More than a run takes, which some need. Duplicates on purpose: groups are not known by their prompt.
+            [{"input": f"{n // 2} + {n // 2}?", "label": str(n), "datasource": "sums"} for n in range(2 * NUM_PROMPTS)],
+        )
+        self.eval_data = self._write(
+            "eval.jsonl", [{"input": f"eval {n}?", "label": str(n), "datasource": "sums"} for n in range(2)]
+        )
+        self._count = 0
+
+    def _write(self, name: str, rows: list[dict[str, Any]]) -> str:
+        path = self.root / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    def close(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def folder(self) -> Path:
+        self._count += 1
+        folder = self.root / str(self._count)
+        folder.mkdir()
+        return folder
+
+    def reward(self, folder: Path, fault: str = "") -> str:
+        """A reward file; ``fault`` is Python in the function, where `query`, `completion` and `value` are known."""
+        path = folder / "reward.py"
+        fault = "\n".join(f"    {line}" for line in fault.splitlines())
+        path.write_text(REWARD.format(log=str(folder / "rewards.jsonl"), fault=fault))
+        return str(path)
+
+    def flags(self, folder: Path, **changed: Any) -> list[str]:
+        """A run of two rollouts of two prompts. None leaves a flag out, True gives it without a value; `_` is `.`."""
+        group_size = changed.get("rollout__n_samples_per_prompt", 2)
+        values = {
+            "actor__model_name_or_path": self.model,
+            "data__prompt_dataset": self.data,
+            "data__input_key": "input",
+            "data__label_key": "label",
+            "data__apply_chat_template": True,
+            "data__max_len": 448,
+            "data__max_samples": NUM_PROMPTS,
+            "actor__num_nodes": 1,
+            "actor__num_gpus_per_node": 1,
+            "ref__num_nodes": 1,
+            "ref__num_gpus_per_node": 1,
+            "critic__num_gpus_per_node": 1,
+            "vllm__num_engines": 1,
+            "vllm__tensor_parallel_size": 1,
+            "vllm__enforce_eager": True,
+            "vllm__sync_backend": "gloo",
+            "vllm__gpu_memory_utilization": 0.3,
+            "vllm__enable_prefix_caching": True,
+            "train__colocate_all": True,
+            "algo__kl__init_coef": 0,
+            "ds__zero_stage": 2,
+            "ds__attn_implementation": "eager",
+            "ds__param_dtype": "bf16",
+            "rollout__max_new_tokens": 12,
+            "rollout__batch_size": 2,
+            "rollout__micro_batch_size": 2,
+            "rollout__n_samples_per_prompt": group_size,
+            "train__batch_size": 2 * group_size,
+            "train__micro_batch_size": 2,
+            "actor__adam__lr": 1e-2,
+            "actor__lr_warmup_ratio": 0.0,
+            "algo__advantage__estimator": "group_norm",
+            "reward__remote_url": str(folder / "reward.py"),
+            "ckpt__output_dir": str(folder / "out"),
+            "ckpt__path": str(folder / "checkpoints"),
+            **changed,
+        }
+        flags: list[str] = []
+        for name, value in values.items():
+            if value is None:
+                continue
+            flags.append("--" + name.replace("__", "."))
+            if value is not True:
+                flags += [str(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+        return flags
+
+    def traced(self, folder: Path) -> list[str]:
+        return ["--refine.trace_dir", str(folder / "trace"), "--refine.trace_texts"]
+
+    def run(
+        self,
+        folder: Path,
+        *command: str,
+        interrupt_at: str = "",
+        gpus: int = 1,
+        variables: dict[str, str] | None = None,
+    ) -> Run:
+        """Run a command of this environment's python in a session of its own, to its end or to the time limit.
+
+        Args:
+            folder: Where it runs.
+            interrupt_at: Press Ctrl-C once the screen has this text.
+            gpus: Logical GPUs of its Ray.
+            variables: Added to its environment.
+        """
+        log = folder / "screen.log"
+        with log.open("w") as screen:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=folder,
+                env={**self.environment(folder, gpus), **(variables or {})},
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            end = time.monotonic() + TIMEOUT
+            interrupted = not interrupt_at
+            try:
+                while process.poll() is None and time.monotonic() < end:
+                    if not interrupted and interrupt_at in log.read_text(errors="replace"):
+                        os.killpg(process.pid, signal.SIGINT)
+                        interrupted = True
+                    time.sleep(0.1)
+            finally:
+                ended = process.poll() is not None
+                left = _left_behind(folder, seconds=20 if ended else 0)
+                names = [_name(number) for number in left]
+                for number in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(number, signal.SIGKILL)
+                process.wait()
+                shutil.rmtree(folder / "ray", ignore_errors=True)
+        text = log.read_text(errors="replace")
+        assert ended, f"not over after {TIMEOUT} s:\n{text[-3000:]}"
+        return Run(process.returncode, text, folder, names)
+
+    @contextlib.contextmanager
+    def cluster(self, folder: Path) -> Generator[str]:
+        """A Ray cluster of this machine that runs before a command and after it; gives its address."""
+        folder.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start = ("start", "--head", "--block", "--port", str(port), "--num-gpus", "1", "--num-cpus", "8")
+        more = ("--include-dashboard", "false", "--temp-dir", str(folder / "ray"), "--object-store-memory", "100000000")
+        with (folder / "log").open("w") as log:
+            head = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", *start, *more],
+                env=self.environment(folder, 1),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            end = time.monotonic() + 90
+            while "Ray runtime started" not in (folder / "log").read_text():
+                assert head.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < end, "Ray did not start"
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            for number in _left_behind(folder, seconds=10):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            head.wait()
+
+    def environment(self, folder: Path, gpus: int) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("REFINE_WRAPPER_", "PYTEST_", "RAY_"))}
+        path = [str(CPU_HOST), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONSAFEPATH": "1",
+            "REFINE_TEST_RAY": str(folder / "ray"),
+            "REFINE_TEST_GPUS": str(gpus),
+            "REFINE_TEST_RECORD": str(folder / "record"),
+            "HF_HOME": str(self.root / "huggingface"),
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "HF_HUB_OFFLINE": "1",
+            # DeepSpeed compiles two operators for minutes: once per environment, not once per session.
+            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
+            "TMPDIR": str(self.root),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "DS_ACCELERATOR": "cpu",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_CI_ENV": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # One process less to start; OpenRLHF's --train.full_determinism_enable sets it too.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+            "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+
+def _left_behind(folder: Path, seconds: float) -> list[int]:
+    """Processes of a run that are still there when these seconds to end are over."""
+    end = time.monotonic() + seconds
+    while (processes := _processes(folder)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return processes
+
+
+def _processes(folder: Path) -> list[int]:
+    """Known by their environment: Ray gives its processes sessions of their own."""
+    mark = f"REFINE_TEST_RAY={folder / 'ray'}\0".encode()
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes() + b"\0" and "Z" not in _state(entry):
+                found.append(int(entry.name))
+    return found
+
+
+def _state(entry: Path) -> str:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _name(number: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120]
+    return str(number)
