@@ -25,7 +25,7 @@ import environment  # noqa: E402  (found through the line above)
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm"]
+nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm", "verl"]
 
 # Tests use models that they make themselves: nothing is fetched, and nothing is reported to anyone.
 OFFLINE = {
@@ -78,6 +78,12 @@ def trl_oldest(session: nox.Session) -> None:
 def trl_vllm(session: nox.Session) -> None:
     """TRL's own trainers, with vLLM generation on a CPU."""
     _test(session, "trl-vllm", "trl_vllm")
+
+
+@nox.session
+def verl(session: nox.Session) -> None:
+    """veRL's own main_ppo with vLLM, FSDP2, TransferQueue and Ray, on a CPU."""
+    _test(session, "verl", "verl")
 
 
 @nox.session(default=False)

@@ -15,6 +15,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from refine_wrapper.adapter import Adapter
+from refine_wrapper.errors import SeamError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,22 @@ def inspect_host(adapter: Adapter) -> HostReport:
             f"supported version (pip install '{adapter.distribution}{supported}') or a newer refine-wrapper."
         )
     return HostReport(adapter.host, adapter.distribution, version, supported, seam, tuple(problems), tuple(notes))
+
+
+def require_seam(adapter: Adapter) -> None:
+    """Refuse an installed host that the adapter cannot stand on, for adapters that the host itself imports.
+
+    Raises:
+        SeamError: Naming the host's version, and each name that is not as expected.
+    """
+    report = inspect_host(adapter)
+    if report.usable:
+        return
+    broken = "".join(f"\n  {f.entry}: {f.problem}" for f in report.seam if f.problem)
+    raise SeamError(
+        f"refine: {report.distribution} {report.version or 'is not installed'} cannot be refined; supported is "
+        f"{report.supported}. {'. '.join(report.problems)}{broken}"
+    )
 
 
 def _compare(adapter: Adapter, version: str) -> tuple[list[str], list[str]]:
