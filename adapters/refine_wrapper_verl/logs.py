@@ -18,6 +18,8 @@ from refine_wrapper.types import GroupOutcome
 _SECONDS = 60
 """Workers answer between two steps of their event loop. Longer than this, one is stuck: metrics are not worth a run."""
 
+_HOST_LOG = "_refine_host_log"
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,12 +43,13 @@ class RefineLog:
         On the class, because V1 and V0 make their logger after the manager, and do not show it. One trainer runs in a
         process; its manager is the last that was made.
         """
-        host_log: Any = getattr(Tracking.log, "__wrapped__", Tracking.log)
+        host_log: Any = getattr(Tracking.log, _HOST_LOG, Tracking.log)
 
         @functools.wraps(host_log)
         def log(tracking: Any, data: Any, step: int, *args: Any, **kwargs: Any) -> Any:
             return host_log(tracking, {**data, **self.collect()}, step, *args, **kwargs)
 
+        setattr(log, _HOST_LOG, host_log)
         Tracking.log = log
 
     def collect(self) -> dict[str, float]:

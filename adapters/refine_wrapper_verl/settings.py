@@ -102,8 +102,8 @@ def refuse_unsupported(config: DictConfig) -> None:
     if reward_model.enable and not reward_model.enable_resource_pool:
         raise ConfigError(
             "refine: a colocated reward model scores after the rollout, so drafts cannot be scored. Give it GPUs of "
-            "its own (reward.reward_model.enable_resource_pool=True and its n_gpus_per_node and nnodes), or use a reward "
-            "function."
+            "its own (reward.reward_model.enable_resource_pool=True and its n_gpus_per_node and nnodes), or use a "
+            "reward function."
         )
     if config.actor_rollout_ref.rollout.full_determinism:
         raise ConfigError(

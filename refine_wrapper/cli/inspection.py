@@ -160,6 +160,8 @@ def _parameters_of(function: Any) -> list[str]:
     names: list[str] = []
     starred = False
     for parameter in inspect.signature(function).parameters.values():
+        if _added_by_a_decorator(parameter):
+            continue
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             names.append("*")
             starred = True
@@ -167,3 +169,9 @@ def _parameters_of(function: Any) -> list[str]:
         stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
         names.append(f"{stars}{parameter.name}")
     return names
+
+
+def _added_by_a_decorator(parameter: inspect.Parameter) -> bool:
+    """Private, by keyword only and optional: nobody has to know it. Ray adds ``_ray_trace_ctx`` to methods of actors."""
+    optional = parameter.default is not parameter.empty
+    return parameter.kind is parameter.KEYWORD_ONLY and optional and parameter.name.startswith("_")
