@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,15 +37,18 @@ def compose_config(model: str, *overrides: str, reward: str | None = None) -> Di
         return compose("ppo_trainer", overrides=[*changes, *overrides])
 
 
-@dataclass
 class Engine:
-    """A FAKE of veRL's ``LLMServerClient``: answers from a script, and remembers what it was asked."""
+    """A FAKE of veRL's ``LLMServerClient``: answers from a script, and remembers what it was asked.
 
-    tokenizer: Any
-    answer: Any
-    version: int = 7
-    prompts: list[str] = field(default_factory=list)
-    params: list[dict[str, Any]] = field(default_factory=list)
+    Not a dataclass: Hydra, which makes the loops, would take it for a configuration.
+    """
+
+    def __init__(self, answer: Any) -> None:
+        self.tokenizer: Any = None
+        self.answer = answer
+        self.version = 7
+        self.prompts: list[str] = []
+        self.params: list[dict[str, Any]] = []
 
     async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any) -> Any:
         from verl.workers.rollout.replica import TokenOutput
@@ -107,6 +110,12 @@ class Bench:
     engine: Engine
     reward: RewardHandle
     queue: Queue
+    loop: asyncio.AbstractEventLoop
+    """One for the life of the worker, as in its process; the host keeps it."""
+
+    def run(self, work: Any) -> Any:
+        """Run a coroutine to its end."""
+        return self.loop.run_until_complete(work)
 
     def prompts(self, *prompts: dict[str, Any], validate: bool = False, step: int = 1) -> None:
         """Run V1 prompts to their end, as ``generate_sequences`` would start them."""
@@ -114,7 +123,7 @@ class Bench:
         async def all_of_them() -> None:
             await asyncio.gather(*(self.start(prompt, validate=validate, step=step) for prompt in prompts))
 
-        asyncio.run(all_of_them())
+        self.run(all_of_them())
 
     async def start(self, prompt: dict[str, Any], *, validate: bool = False, step: int = 1) -> None:
         trajectory = {"step": step, "sample_index": 0, "rollout_n": 0, "validate": validate}
@@ -166,15 +175,16 @@ def make_bench(
     queue = Queue()
     monkeypatch.setattr(host, "tq", queue)
     worker_class = getattr(ours, kind)
-    engine = Engine(None, answer)
+    engine = Engine(answer)
 
     async def build() -> tuple[Any, RewardHandle]:
         reward = RewardHandle(RewardLoopWorker(config))
         return worker_class(config, engine, None, [reward]), reward
 
-    worker, reward = asyncio.run(build())
+    loop = asyncio.new_event_loop()
+    worker, reward = loop.run_until_complete(build())
     engine.tokenizer = worker.tokenizer
-    return Bench(worker, engine, reward, queue)
+    return Bench(worker, engine, reward, queue, loop)
 
 
 def reward_file(folder: Path, body: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def bench(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Bench]:
+def bench(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Generator[Callable[..., Bench]]:
     """A bench with 4 drafts and 3 refinements, and any further override."""
     monkeypatch.setenv("REFINE_TESTING_CALLS", str(tmp_path / "calls.jsonl"))
+    made: list[Bench] = []
     own: Any = refine_testing.verl_reward.__file__
 
     def make(*overrides: str, answer: Any = answers, reward: str = own, kind: str = "RefineAgentLoopWorkerTQ") -> Bench:
         config = compose_config(model, "+refine.num_drafts=4", *overrides, reward=reward)
-        return make_bench(config, monkeypatch, answer, kind=kind)
+        made.append(make_bench(config, monkeypatch, answer, kind=kind))
+        return made[-1]
 
-    return make
+    yield make
+    for old in made:
+        old.loop.close()

@@ -186,7 +186,7 @@ def test_a_member_cancelled_while_its_siblings_wait_on_stage_1(bench: Callable[.
             release.set()
             return await asyncio.gather(*members, return_exceptions=True)
 
-    results = asyncio.run(scenario())
+    results = host.run(scenario())
     assert isinstance(results[0], asyncio.CancelledError)
     assert results[1:] == [None, None]
     rows = host.rows_of("a")
@@ -217,5 +217,5 @@ def test_a_group_whose_members_are_all_cancelled_leaves_nothing(bench: Callable[
         await asyncio.sleep(0.05)
         return host.worker._rollout.groups_in_flight
 
-    assert asyncio.run(scenario()) == 0
+    assert host.run(scenario()) == 0
     assert host.queue.rows == {}

@@ -124,20 +124,28 @@ def test_what_the_inner_loop_adds_is_counted(bench: Callable[..., Bench], tmp_pa
         f'    """{"Waits. " * 20}\n\n    Args:\n        seconds: How long.\n    """\n'
         "    return ''\n"
     )
-    host = bench(
-        f"actor_rollout_ref.rollout.multi_turn.function_tool_path={tools}",
-        "actor_rollout_ref.rollout.prompt_length=820",
-        answer=lambda text, number: "d" * 60 + str(number),
-    )
-    host.worker.tokenizer.chat_template = PARTS
     text = "Q" * 60
-    host.prompts(prompt("a", text, agent_name="tool_agent"))
-    rows = host.rows_of("a")
-    assert all(host.text(row["prompts"]).startswith("<|im_start|>system") for row in rows)
-    assert all(text in host.text(row["prompts"]) and TEMPLATE in host.text(row["prompts"]) for row in rows)
-    [group] = host.worker.take_finished_groups()
-    assert group.plan.draft_shortened
-    assert max(len(row["prompts"]) for row in rows) <= 820
+
+    def longest(room: int) -> tuple[int, bool]:
+        host = bench(
+            f"actor_rollout_ref.rollout.multi_turn.function_tool_path={tools}",
+            f"actor_rollout_ref.rollout.prompt_length={room}",
+            answer=lambda text, number: "d" * 60 + str(number),
+        )
+        host.worker.tokenizer.chat_template = PARTS
+        host.prompts(prompt("a", text, agent_name="tool_agent"))
+        prompts = [row["prompts"] for row in host.rows_of("a")]
+        assert all(host.text(ids).startswith("<|im_start|>system") for ids in prompts)
+        assert all(text in host.text(ids) and TEMPLATE in host.text(ids) for ids in prompts)
+        [group] = host.worker.take_finished_groups()
+        return max(map(len, prompts)), group.plan.draft_shortened
+
+    whole, shortened = longest(2000)
+    assert not shortened
+    assert longest(whole) == (whole, False)
+    cut, shortened = longest(whole - 20)
+    assert shortened
+    assert cut <= whole - 20
 
 
 def test_a_users_own_loop_with_strict_arguments_and_several_outputs(bench: Callable[..., Bench]) -> None:

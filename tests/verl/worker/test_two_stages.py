@@ -126,7 +126,7 @@ def test_a_batch_of_the_v0_trainer(bench: Callable[..., Bench]) -> None:
     for name, column in columns.items():
         column[:] = [row[name] for row in rows]
     batch = DataProto(TensorDict({"row": torch.arange(6)}, batch_size=6), columns, {"global_steps": 3})
-    output = asyncio.run(host.worker.generate_sequences(batch))
+    output = host.run(host.worker.generate_sequences(batch))
     prompts = [host.text(ids) for ids in output.batch["prompts"]]
     assert all(TEMPLATE in text for text in prompts)
     assert [f"What is {uid}?" in text for uid, text in zip("aaabbb", prompts, strict=True)] == [True] * 6
