@@ -1,9 +1,9 @@
 """Both stages inside veRL's agent loop workers: host objects in, core calls, host objects out.
 
 The seam: ``_run_agent_loop`` runs Stage 1 once per group and hands q' on; ``_agent_loop_postprocess`` scores a draft
-and keeps it out of the batch, and gives a refinement its original question back; ``_compute_score`` is the
-training reward path. No host method is copied. Any inner loop works: it is the parent's ``_run_agent_loop`` that runs it, for drafts
-and refinements alike.
+and keeps it out of the batch, and gives a refinement its original question back; ``_compute_score`` is the training
+reward path. No host method is copied. Any inner loop works: it is the parent's ``_run_agent_loop`` that runs it, for
+drafts and refinements alike.
 """
 
 from __future__ import annotations

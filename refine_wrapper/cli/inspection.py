@@ -172,6 +172,6 @@ def _parameters_of(function: Any) -> list[str]:
 
 
 def _added_by_a_decorator(parameter: inspect.Parameter) -> bool:
-    """Private, by keyword only and optional: nobody has to know it. Ray adds ``_ray_trace_ctx`` to methods of actors."""
+    """Private, keyword-only, optional: nobody has to know it. Ray adds ``_ray_trace_ctx`` to methods of actors."""
     optional = parameter.default is not parameter.empty
     return parameter.kind is parameter.KEYWORD_ONLY and optional and parameter.name.startswith("_")

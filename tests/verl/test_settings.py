@@ -31,7 +31,9 @@ def test_the_group_alone_switches_refinement_on(capsys: pytest.CaptureFixture[st
     prepare(config)
     settings = read_settings(config)
     assert settings.num_drafts == 4
-    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == "refine_wrapper_verl.RefineAgentLoopManager"
+    assert (
+        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == "refine_wrapper_verl.RefineAgentLoopManager"
+    )
     assert config.actor_rollout_ref.rollout.n == 4
     said = capsys.readouterr().err
     assert "N=4 drafts + G=4 refinements = 8 completions per prompt" in said
@@ -113,14 +115,24 @@ def test_the_prompt_grows_by_template_and_draft(capsys: pytest.CaptureFixture[st
     ("overrides", "numbers"),
     [
         # The engine is too short for even one token of a draft.
-        (["actor_rollout_ref.rollout.max_model_len=1024"], r"prompt_length=512 .*Set .*prompt_length=\d+ and .*max_model_len=\d+"),
+        (
+            ["actor_rollout_ref.rollout.max_model_len=1024"],
+            r"prompt_length=512 .*Set .*prompt_length=\d+ and .*max_model_len=\d+",
+        ),
         ([f"{PROMPT}=1500", "actor_rollout_ref.rollout.max_model_len=2000"], "max_model_len=2012"),
         (
-            [f"{PROMPT}=1500", "actor_rollout_ref.actor.use_dynamic_bsz=True", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2000"],
+            [
+                f"{PROMPT}=1500",
+                "actor_rollout_ref.actor.use_dynamic_bsz=True",
+                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2000",
+            ],
             "ppo_max_token_len_per_gpu=2012 or more",
         ),
         ([f"{PROMPT}=520", "refine.draft_tokens=64"], r"draft \(64\)"),
-        (["refine.match_budget=true", "actor_rollout_ref.rollout.n=4", "algorithm.adv_estimator=grpo"], "to at least 6"),
+        (
+            ["refine.match_budget=true", "actor_rollout_ref.rollout.n=4", "algorithm.adv_estimator=grpo"],
+            "to at least 6",
+        ),
     ],
 )
 def test_lengths_that_cannot_work_are_refused_with_numbers(overrides: list[str], numbers: str) -> None:

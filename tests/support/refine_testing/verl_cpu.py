@@ -134,6 +134,14 @@ def _init_process_group(
 
 torch.distributed.init_process_group = _init_process_group
 
+
+def _unpinned(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    """FSDP2 pins what it offloads (veRL offloads the reference model), which takes an accelerator."""
+    return tensor
+
+
+torch.Tensor.pin_memory = _unpinned  # type: ignore[method-assign]
+
 # veRL's worker extension imports veRL, and so this, inside the vLLM worker before the model is built.
 if "vllm" in sys.modules:
     import refine_testing.vllm_cpu  # noqa: F401

@@ -87,7 +87,7 @@ def overrides(folder: Path) -> list[str]:
         f"{actor}.strategy=fsdp2",
         f"{actor}.optim.lr=1e-2",
         f"{actor}.ppo_mini_batch_size=4",
-        f"{actor}.ppo_micro_batch_size_per_gpu=8",
+        f"{actor}.ppo_micro_batch_size_per_gpu=2",
         f"{actor}.use_kl_loss=False",
         f"{actor}.fsdp_config.dtype=float32",
         f"{actor}.fsdp_config.model_dtype=fp32",
@@ -104,7 +104,7 @@ def overrides(folder: Path) -> list[str]:
         f"+{rollout}.enable_sleep_mode=False",
         f"{rollout}.load_format=auto",
         f"{rollout}.tensor_model_parallel_size=1",
-        f"{rollout}.log_prob_micro_batch_size_per_gpu=16",
+        f"{rollout}.log_prob_micro_batch_size_per_gpu=2",
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=16",
         f"{rollout}.agent.num_workers=1",
         f"hydra.run.dir={folder}/hydra",
@@ -136,6 +136,7 @@ def _ray_folder() -> str:
 def write_data(folder: Path, rows: list[dict[str, Any]], validation: list[dict[str, Any]] | None = None) -> None:
     """A tiny model and the data sets of a run."""
     import pandas
+
     from refine_testing.tiny import save_tiny
 
     save_tiny(folder / "model", hidden_size=64)  # head_dim 32: the CPU backend of vLLM refuses 16
@@ -144,9 +145,15 @@ def write_data(folder: Path, rows: list[dict[str, Any]], validation: list[dict[s
 
 
 def main_ppo(
-    folder: Path, *changes: str, launcher: tuple[str, ...] = (), module: str = "verl.trainer.main_ppo", **environment: str
+    folder: Path, *changes: str, launcher: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the host on what :func:`write_data` wrote; all its processes are gone when this returns."""
+    """Run the host on what :func:`write_data` wrote."""
+    command = [*launcher, sys.executable, "-m", "verl.trainer.main_ppo", *overrides(folder), *changes]
+    return run_command(folder, command, **environment)
+
+
+def run_command(folder: Path, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that starts the host; all its processes are gone when this returns."""
     path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
     variables = {
         **os.environ,
@@ -156,10 +163,15 @@ def main_ppo(
         "REFINE_TESTING_CALLS": str(folder / "calls.jsonl"),
         **environment,
     }
-    command = [*launcher, sys.executable, "-m", module, *overrides(folder), *changes]
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, text=True, cwd=folder, env=variables, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            env=variables,
+            start_new_session=True,
         )
         try:
             code = process.wait(timeout=SECONDS)

@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+
 from refine_testing.verl_reward import checksum
 
 Answer = Callable[[str, int], str]
@@ -50,7 +51,9 @@ class Engine:
         self.prompts: list[str] = []
         self.params: list[dict[str, Any]] = []
 
-    async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any) -> Any:
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
+    ) -> Any:
         from verl.workers.rollout.replica import TokenOutput
 
         number = len(self.prompts)

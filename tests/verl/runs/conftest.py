@@ -32,7 +32,7 @@ def grpo(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "refine.draft_timeout=10",
         "actor_rollout_ref.rollout.n=3",
         "actor_rollout_ref.actor.use_kl_loss=True",
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=2",
         "actor_rollout_ref.ref.fsdp_config.dtype=float32",
         "actor_rollout_ref.ref.fsdp_config.use_torch_compile=False",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model]",
@@ -79,7 +79,7 @@ def v0(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "critic.model.use_remove_padding=False",
         "critic.model.enable_gradient_checkpointing=False",
         "critic.strategy=fsdp2",
-        "critic.ppo_micro_batch_size_per_gpu=8",
+        "critic.ppo_micro_batch_size_per_gpu=2",
         "critic.fsdp.dtype=float32",
         "critic.fsdp.model_dtype=fp32",
         "critic.fsdp.use_torch_compile=False",
@@ -121,4 +121,3 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         launcher=launcher,
     )
-

@@ -98,7 +98,9 @@ def test_metrics_reach_the_hosts_logger(grpo: Run) -> None:
 
 
 def test_names_of_groups_are_those_of_a_repeated_run(grpo: Run) -> None:
-    assert sorted(g["group_id"] for g in grpo.groups) == [f"train-{step}-{place}" for step in (1, 2) for place in range(4)]
+    assert sorted(g["group_id"] for g in grpo.groups) == [
+        f"train-{step}-{place}" for step in (1, 2) for place in range(4)
+    ]
 
 
 def test_weights_move_and_the_engine_follows(grpo: Run) -> None:

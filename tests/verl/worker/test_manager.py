@@ -58,7 +58,9 @@ def test_the_settings_are_printed_once(model: str, capsys: pytest.CaptureFixture
 
 
 def test_a_prompt_length_without_room_is_refused_with_the_exact_number(model: str) -> None:
-    with pytest.raises(BudgetError, match=r"prompt_length=128 cannot hold.*template \(2\d\d tokens\).*prompt_length=\d\d\d"):
+    with pytest.raises(
+        BudgetError, match=r"prompt_length=128 cannot hold.*template \(2\d\d tokens\).*prompt_length=\d\d\d"
+    ):
         _create(compose_config(model, "+refine.num_drafts=4", "actor_rollout_ref.rollout.prompt_length=128"))
 
 

@@ -156,15 +156,22 @@ def test_a_users_own_loop_with_strict_arguments_and_several_outputs(bench: Calla
     @register("loop_of_a_user")
     class OwnLoop(AgentLoopBase):
         async def run(  # no **kwargs: an argument too many would raise
-            self, sampling_params, raw_prompt, uid, session_id, data_source, reward_model, extra_info, index, global_steps
+            self,
+            sampling_params,
+            raw_prompt,
+            uid,
+            session_id,
+            data_source,
+            reward_model,
+            extra_info,
+            index,
+            global_steps,
         ):
             seen.append((session_id, raw_prompt))
             ids = await self.ct_build_initial_tokens(list(raw_prompt))
             outputs = []
             for turn in range(2):
-                answer = await self.server_manager.generate(
-                    "r", prompt_ids=ids, sampling_params=dict(sampling_params)
-                )
+                answer = await self.server_manager.generate("r", prompt_ids=ids, sampling_params=dict(sampling_params))
                 outputs.append(
                     AgentLoopOutput(
                         prompt_ids=ids,

@@ -15,7 +15,9 @@ def test_one_stage_1_a_group_and_one_q_prime_with_the_best_draft(bench: Callable
     host.prompts(prompt("a"), prompt("b", "What is 3+3?"))
     for uid, question in (("a", "What is 2+2?"), ("b", "What is 3+3?")):
         asked = [text for text in host.engine.prompts if question in text]
-        drafts = [number for number, text in enumerate(host.engine.prompts) if question in text and TEMPLATE not in text]
+        drafts = [
+            number for number, text in enumerate(host.engine.prompts) if question in text and TEMPLATE not in text
+        ]
         assert len(asked) == 4 + 3
         assert len(drafts) == 4
         [refined] = {text for text in asked if TEMPLATE in text}
@@ -113,7 +115,6 @@ def test_the_versions_of_the_weights_are_kept(bench: Callable[..., Bench], tmp_p
 
 
 def test_a_batch_of_the_v0_trainer(bench: Callable[..., Bench]) -> None:
-    import asyncio
 
     import numpy
     import torch
