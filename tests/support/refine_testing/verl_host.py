@@ -5,16 +5,21 @@ Real vLLM, FSDP2 on gloo, TransferQueue, reward loop and weight sync; only the d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import refine_testing.verl_reward
 
@@ -124,13 +129,7 @@ def overrides(folder: Path) -> list[str]:
         "ray_kwargs.ray_init.num_cpus=16",
         "+ray_kwargs.ray_init.num_gpus=1",
         "+ray_kwargs.ray_init.include_dashboard=False",
-        f"+ray_kwargs.ray_init._temp_dir={_ray_folder()}",
     ]
-
-
-def _ray_folder() -> str:
-    # Sockets live there, and their paths may have 107 bytes: pytest's own folders are too deep.
-    return os.environ.get("REFINE_TESTING_RAY", "/tmp/ray")
 
 
 def write_data(folder: Path, rows: list[dict[str, Any]], validation: list[dict[str, Any]] | None = None) -> None:
@@ -155,10 +154,14 @@ def main_ppo(
 def run_command(folder: Path, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command that starts the host; all its processes are gone when this returns."""
     path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
+    # Sockets live in the temporary folder, and their paths may have 107 bytes: pytest's own folders are too deep.
+    scratch = tempfile.mkdtemp(prefix="rw-")
     variables = {
         **os.environ,
         **_ENVIRONMENT,
         "PYTHONPATH": path,
+        "TMPDIR": scratch,
+        "RAY_TMPDIR": scratch,
         "VERL_FILE_LOGGER_PATH": str(folder / "log.jsonl"),
         "REFINE_TESTING_CALLS": str(folder / "calls.jsonl"),
         **environment,
@@ -176,27 +179,29 @@ def run_command(folder: Path, command: list[str], **environment: str) -> subproc
         try:
             code = process.wait(timeout=SECONDS)
         finally:
-            _end_session(process)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            _end_rest(scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
     return subprocess.CompletedProcess(command, code, (folder / "output.txt").read_text(errors="replace"))
 
 
-def _end_session(process: subprocess.Popen[str]) -> None:
-    """End what the run started and left: Ray's processes are in sessions of their own, but are its descendants."""
-    import psutil
+def _end_rest(scratch: str) -> None:
+    """End what a run left. Ray's processes are in sessions of their own; that run's are known by their RAY_TMPDIR."""
+    own = [process for process in psutil.process_iter() if _variable(process, "RAY_TMPDIR") == scratch]
+    _, alive = psutil.wait_procs(own, timeout=10)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=30)
 
+
+def _variable(process: psutil.Process, name: str) -> str | None:
     try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=30)
+        return process.environ().get(name)
+    except (psutil.Error, OSError):
+        return None
 
 
 @dataclass(frozen=True)
