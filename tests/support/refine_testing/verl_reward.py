@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections import Counter
 from typing import Any
 
@@ -36,8 +35,6 @@ def compute_score(
     score = 0.25 if fault == "equal" else math.nan if fault == "nan" else checksum(solution_str)
     if fault == "raise":
         raise RuntimeError("the reward function raised")
-    if fault == "hang":
-        time.sleep(15)
     return {"score": score, "acc": score}
 
 
