@@ -25,7 +25,7 @@ import environment  # noqa: E402  (found through the line above)
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm", "verl"]
+nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm", "verl", "verl_oldest"]
 
 # Tests use models that they make themselves: nothing is fetched, and nothing is reported to anyone.
 OFFLINE = {
@@ -84,6 +84,12 @@ def trl_vllm(session: nox.Session) -> None:
 def verl(session: nox.Session) -> None:
     """veRL's own main_ppo with vLLM, FSDP2, TransferQueue and Ray, on a CPU."""
     _test(session, "verl", "verl")
+
+
+@nox.session
+def verl_oldest(session: nox.Session) -> None:
+    """The tests marked `oldest`, on the oldest veRL that is supported: its worker classes, without Ray or an engine."""
+    _test(session, "verl-oldest", "verl", "-m", "oldest")
 
 
 @nox.session(default=False)

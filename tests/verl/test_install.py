@@ -10,6 +10,7 @@ import sys
 import pytest
 
 
+@pytest.mark.oldest
 def test_the_extra_changes_no_installed_package() -> None:
     """pip, with no index to get anything from, would install nothing for the extra in an environment that has veRL."""
     if os.environ.get("REFINE_WRAPPER_TEST_INSTALLED") != "1":

@@ -15,6 +15,7 @@ from refine_wrapper.errors import SeamError
 from refine_wrapper_verl.plugin import ADAPTER
 
 
+@pytest.mark.oldest
 def test_the_installed_host_is_what_was_written_against() -> None:
     report = inspect_host(ADAPTER)
     assert report.problems == ()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from refine_testing.verl_worker import Bench, answers, best, prompt
 
+pytestmark = pytest.mark.oldest
 TEMPLATE = "Here is an attempt at this problem."
 
 
