@@ -6,7 +6,7 @@ may reject arguments that they do not know. Each asyncio task has its own value.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,11 +40,18 @@ class Running:
         group: Its group.
         plan: What a refinement carries out; None for a draft.
         outputs: What the loop returned (``AgentLoopOutput``), once it is post-processed.
+        masks: Their ``response_mask`` as the loop made it: 1 where the policy wrote.
     """
 
     group: Group
     plan: GroupPlan | None = None
     outputs: list[Any] = field(default_factory=list[Any])
+    masks: list[list[int]] = field(default_factory=list[list[int]])
+
+    def note(self, outputs: list[Any]) -> None:
+        """Keep what the loop returned, before anything is changed in it."""
+        self.outputs = list(outputs)
+        self.masks = [list(output.response_mask) for output in outputs]
 
     @contextmanager
     def current(self) -> Generator[None]:
@@ -76,14 +83,14 @@ class Sample:
     policy_version: int | str | None
 
     @classmethod
-    def of(cls, outputs: Sequence[Any], tokenizer: Any, max_tokens: int) -> Sample:
-        """Decode the policy's own tokens (``response_mask`` 1); what tools said is not the policy's."""
-        last = outputs[-1]
-        own = [token for token, kept in zip(last.response_ids, last.response_mask, strict=True) if kept]
+    def of(cls, loop: Running, tokenizer: Any, max_tokens: int) -> Sample:
+        """Decode the policy's own tokens; what tools said is not the policy's."""
+        last = loop.outputs[-1]
+        own = [token for token, kept in zip(last.response_ids, loop.masks[-1], strict=True) if kept]
         ended = bool(last.response_ids) and last.response_ids[-1] == tokenizer.eos_token_id
         return cls(
             text=tokenizer.decode(own, skip_special_tokens=True),
-            num_tokens=sum(sum(output.response_mask) for output in outputs),
+            num_tokens=sum(map(sum, loop.masks)),
             finished=ended or len(last.response_ids) < max_tokens,
             reward=last.reward_score,
             policy_version=_version(last.extra_fields),

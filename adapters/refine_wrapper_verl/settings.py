@@ -79,10 +79,21 @@ def prepare(config: DictConfig) -> RefineConfig:
         notes = make_room(config, settings)
         check_lengths(config, settings)
         rollout.agent.agent_loop_manager_class = MANAGER
-        # The resolved settings travel in the configuration: a Ray cluster does not see the driver's environment.
-        config[_NODE] = {**_absolute(settings).model_dump(mode="json"), _PREPARED: plain}
+    store_settings(config, settings, plain)
     announce(config, settings, notes)
     return settings
+
+
+def store_settings(config: DictConfig, settings: RefineConfig, plain: int) -> None:
+    """Put the resolved settings into the configuration: workers of a Ray cluster do not see this environment.
+
+    Args:
+        config: The run's configuration; prepared from now on.
+        settings: The resolved settings.
+        plain: The group size of the plain run.
+    """
+    with open_dict(config):
+        config[_NODE] = {**_absolute(settings).model_dump(mode="json"), _PREPARED: plain}
 
 
 def refuse_unsupported(config: DictConfig) -> None:

@@ -123,7 +123,7 @@ class RefineWorkerMixin:
 
     def _sample(self, loop: Running) -> Sample:
         host: Any = self
-        return Sample.of(loop.outputs, host.tokenizer, host.rollout_config.response_length)
+        return Sample.of(loop, host.tokenizer, host.rollout_config.response_length)
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
         host: Any = super()
@@ -131,7 +131,7 @@ class RefineWorkerMixin:
         if loop is None:
             return await host._agent_loop_postprocess(output, validate, **kwargs)
         outputs = output if isinstance(output, list) else [output]
-        loop.outputs = list(outputs)
+        loop.note(outputs)
         if loop.plan is None:
             # A draft: scored, never stored. TransferQueue would train on whatever is put into it.
             if outputs:

@@ -51,6 +51,7 @@ def test_all_drafts_fail(bench: Callable[..., Bench], policy: str) -> None:
     assert trained == [policy == "plain"] * 3
     [group] = host.worker.take_finished_groups()
     assert group.plan.cause.value == "no_usable_draft"
+    assert all(refinement.num_tokens > 1 and refinement.text for refinement in group.refinements_G)
 
 
 _REWARDS = {

@@ -52,8 +52,14 @@ def test_off_is_the_hosts_own_manager_and_workers(model: str, use_v1: bool, kind
     assert Tracking.log is log
 
 
-def test_the_settings_are_printed_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _create(compose_config(model, "+refine.num_drafts=4"))
+def test_the_settings_are_printed_once_and_handed_to_workers(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Workers get the resolved settings, whatever their environment.
+    config = compose_config(model, "+refine.num_drafts=4")
+    monkeypatch.setenv("REFINE_WRAPPER_SELECTOR", "median")
+    _create(config)
+    assert config.refine.selector == "median"
     assert capsys.readouterr().err.count("refine-wrapper: on for veRL. N=4 drafts + G=3 refinements") == 1
 
 
