@@ -25,7 +25,17 @@ import environment  # noqa: E402  (found through the line above)
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "core", "trl", "trl_oldest", "trl_vllm", "openrlhf", "openrlhf_oldest"]
+nox.options.sessions = [
+    "lint",
+    "core",
+    "trl",
+    "trl_oldest",
+    "trl_vllm",
+    "openrlhf",
+    "openrlhf_oldest",
+    "verl",
+    "verl_oldest",
+]
 
 # Tests use models that they make themselves: nothing is fetched, and nothing is reported to anyone.
 OFFLINE = {
@@ -89,6 +99,18 @@ def openrlhf(session: nox.Session) -> None:
 def openrlhf_oldest(session: nox.Session) -> None:
     """The executor on the oldest OpenRLHF that an agent file works with."""
     _test(session, "openrlhf-oldest", "openrlhf", "-m", "oldest")
+
+
+@nox.session
+def verl(session: nox.Session) -> None:
+    """veRL's own main_ppo with vLLM, FSDP2, TransferQueue and Ray, on a CPU."""
+    _test(session, "verl", "verl")
+
+
+@nox.session
+def verl_oldest(session: nox.Session) -> None:
+    """The tests marked `oldest`, on the oldest veRL that is supported: its worker classes, without Ray or an engine."""
+    _test(session, "verl-oldest", "verl", "-m", "oldest")
 
 
 @nox.session(default=False)

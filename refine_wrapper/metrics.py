@@ -98,8 +98,23 @@ def summarize(
 
 
 def is_cause(name: str) -> bool:
-    """Whether a metric counts one kind of failure. Refiner leaves such a count out of a run until it first happened."""
+    """Whether a metric counts one kind of failure; see :class:`CausesSeen`."""
     return name.startswith(("refine/draft_failures/", "refine/fallbacks/"))
+
+
+class CausesSeen:
+    """Leaves counts of causes that never happened out of a run's metrics: a screen full of zeros hides what matters.
+
+    From its first occurrence on a cause is kept, so that hosts that average over several batches average over all.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def keep(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of one batch, without the causes that no batch had so far."""
+        self._seen |= {name for name, value in metrics.items() if is_cause(name) and value}
+        return {name: value for name, value in metrics.items() if not is_cause(name) or name in self._seen}
 
 
 def gradient_active(refinements_G: Sequence[Refinement]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.drafts import type_draft, type_refinement
 from refine_wrapper.errors import ConfigError, NoDraftError, PromptError
-from refine_wrapper.metrics import CopyWatch, is_cause, summarize
+from refine_wrapper.metrics import CausesSeen, CopyWatch, summarize
 from refine_wrapper.plans.interface import PlanPolicy
 from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.builder import PromptBuilder
@@ -62,7 +62,7 @@ class Refiner:
         self._plan_policy: PlanPolicy = self.plugins.get("plan", config.plan)()
         self._observe = observe
         self._copy_watch = CopyWatch()
-        self._causes_seen: set[str] = set()
+        self._causes_seen = CausesSeen()
         self._trace = (
             TraceWriter(config.trace_dir, texts=config.trace_texts)
             if config.trace_dir is not None and observe
@@ -103,10 +103,7 @@ class Refiner:
         Returns the metrics of the batch.
         """
         metrics = summarize(outcomes_P, max_reward=self.config.max_reward, extract_answer=self._extract_answer)
-        # A screen full of zeros hides what matters; from its first occurrence on a cause is reported always, so that
-        # hosts that average over several batches average over all of them.
-        self._causes_seen |= {name for name, value in metrics.items() if is_cause(name) and value}
-        metrics = {name: value for name, value in metrics.items() if not is_cause(name) or name in self._causes_seen}
+        metrics = self._causes_seen.keep(metrics)
         if not self._observe:
             return metrics
         self._copy_watch.note(outcomes_P, metrics)

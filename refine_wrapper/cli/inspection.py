@@ -15,6 +15,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from refine_wrapper.adapter import Adapter
+from refine_wrapper.errors import SeamError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,22 @@ def inspect_host(adapter: Adapter) -> HostReport:
             f"supported version (pip install '{adapter.distribution}{supported}') or a newer refine-wrapper."
         )
     return HostReport(adapter.host, adapter.distribution, version, supported, seam, tuple(problems), tuple(notes))
+
+
+def require_seam(adapter: Adapter) -> None:
+    """Refuse an installed host that the adapter cannot stand on, for adapters that the host itself imports.
+
+    Raises:
+        SeamError: Naming the host's version, and each name that is not as expected.
+    """
+    report = inspect_host(adapter)
+    if report.usable:
+        return
+    broken = "".join(f"\n  {f.entry}: {f.problem}" for f in report.seam if f.problem)
+    raise SeamError(
+        f"refine: {report.distribution} {report.version or 'is not installed'} cannot be refined; supported is "
+        f"{report.supported}. {'. '.join(report.problems)}{broken}"
+    )
 
 
 def _compare(adapter: Adapter, version: str) -> tuple[list[str], list[str]]:
@@ -143,6 +160,8 @@ def _parameters_of(function: Any) -> list[str]:
     names: list[str] = []
     starred = False
     for parameter in inspect.signature(function).parameters.values():
+        if _added_by_a_decorator(parameter):
+            continue
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             names.append("*")
             starred = True
@@ -150,3 +169,9 @@ def _parameters_of(function: Any) -> list[str]:
         stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
         names.append(f"{stars}{parameter.name}")
     return names
+
+
+def _added_by_a_decorator(parameter: inspect.Parameter) -> bool:
+    """Private, keyword-only, optional: nobody has to know it. Ray adds ``_ray_trace_ctx`` to methods of actors."""
+    optional = parameter.default is not parameter.empty
+    return parameter.kind is parameter.KEYWORD_ONLY and optional and parameter.name.startswith("_")

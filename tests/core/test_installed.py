@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("package", ["refine_wrapper", "refine_wrapper_trl"])
+@pytest.mark.parametrize("package", ["refine_wrapper", "refine_wrapper_trl", "refine_wrapper_verl"])
 def test_the_package_comes_from_the_wheel(package: str) -> None:
     # Not imported: an adapter's host is absent from the environment of the core.
     spec = importlib.util.find_spec(package)
@@ -32,3 +32,4 @@ def test_the_package_comes_from_the_wheel(package: str) -> None:
 def test_the_adapters_are_found_as_plugins() -> None:
     found = {(point.name, point.value) for point in entry_points(group="refine_wrapper")}
     assert ("trl", "refine_wrapper_trl.plugin") in found
+    assert ("verl", "refine_wrapper_verl.plugin") in found

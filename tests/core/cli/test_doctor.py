@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from typing import Any
@@ -76,6 +77,30 @@ def test_arguments_are_compared_by_name_and_kind(project: Any, invoke: Any, argu
     plugin = (project.lib / "fake_plugin.py").read_text().replace(GOOD_SEAM, f"({entry!r},)")
     project.write("lib/fake_plugin.py", plugin)
     assert _doctor(invoke)[1]["seam"][0] == {"entry": entry, "problem": ""}
+
+
+@pytest.mark.parametrize(("added", "same"), [("_ctx=None", True), ("ctx=None", False), ("_ctx", False)])
+def test_what_a_decorator_added_is_nobodys_business(project: Any, invoke: Any, added: str, same: bool) -> None:
+    """Ray adds a private optional keyword to the methods of actors. A public one, or one without default, is a change."""
+    project.write("lib/fakehost/trainer.py", f"class Trainer:\n    def train(self, steps, *, {added}): ...\n")
+    assert (_doctor(invoke)[1]["seam"][0]["problem"] == "") is same
+
+
+def test_an_adapter_can_require_its_seam(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refine_wrapper.adapter import Adapter
+    from refine_wrapper.cli.inspection import require_seam
+    from refine_wrapper.errors import SeamError
+
+    adapter = Adapter("pluggy", "pluggy", ("1.0", None), seam=("pluggy:PluginManager.register(self, plugin, name)",))
+    require_seam(adapter)
+    changed = Adapter("pluggy", "pluggy", ("1.0", None), seam=("pluggy:PluginManager.gone(self)",))
+    version = importlib.metadata.version("pluggy")
+    with pytest.raises(
+        SeamError, match=f"pluggy {version} cannot be refined; (?s:.*)there is no 'gone' in PluginManager"
+    ):
+        require_seam(changed)
+    with pytest.raises(SeamError, match="no-such-host is not installed cannot be refined"):
+        require_seam(Adapter("x", "no-such-host", ("1.0", None)))
 
 
 def test_a_host_that_cannot_be_imported(project: Any, invoke: Any) -> None:

@@ -1,0 +1,39 @@
+"""What the core knows of veRL, without importing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from refine_wrapper.adapter import Adapter
+from refine_wrapper.hookspecs import hookimpl
+
+_WORKER = "verl.experimental.agent_loop:AgentLoopWorker"
+_MANAGER = "verl.experimental.agent_loop:AgentLoopManager"
+# A Ray actor class; the class that was decorated is its attribute __ray_actor_class__.
+_WORKER_TQ = "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_actor_class__"
+
+ADAPTER = Adapter(
+    host="verl",
+    distribution="verl",
+    supported=("0.9.0", "0.10"),
+    patches={"verl.utils.config": "refine_wrapper_verl.switch:switch_validation"},
+    seam=(
+        f"{_WORKER}._run_agent_loop(self, sampling_params, trajectory, *, agent_name, trace, **kwargs)",
+        f"{_WORKER}._agent_loop_postprocess(self, output, validate, **kwargs)",
+        f"{_WORKER}._compute_score(self, outputs, kwargs)",
+        f"{_WORKER}.generate_sequences(self, batch)",
+        f"{_WORKER_TQ}._run_prompt(self, prompt, sampling_params, trajectory, trace)",
+        f"{_WORKER_TQ}._agent_loop_postprocess(self, output, validate, **kwargs)",
+        f"{_MANAGER}.generate_sequences(self, prompts)",
+        f"{_MANAGER}._init_agent_loop_workers(self)",
+        "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopManagerTQ.generate_sequences(self, prompts)",
+        "verl.utils.tracking:Tracking.log(self, data, step, backend)",
+        "verl.utils.config:validate_config(config, use_reference_policy, use_critic)",
+    ),
+    group_size_flag="actor_rollout_ref.rollout.n",
+)
+
+
+@hookimpl
+def register_adapters() -> Mapping[str, Adapter]:
+    return {"verl": ADAPTER}

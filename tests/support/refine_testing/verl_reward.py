@@ -1,0 +1,42 @@
+"""The reward function of the veRL runs: pays by rule, writes down what it was asked, fails where the data says so.
+
+veRL loads it by path in its reward worker. It writes to the file that REFINE_TESTING_CALLS names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from typing import Any
+
+
+def checksum(text: str) -> float:
+    """A reward in [0, 1) that differs between random texts and is the same everywhere."""
+    return (sum((i + 1) * ord(c) for i, c in enumerate(text)) % 97) / 97
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """Pays :func:`checksum`. ``extra_info.faults`` says what goes wrong on the first calls for a prompt, in their order.
+
+    Drafts are scored before any refinement is sampled, so a prompt with N faults has N bad drafts.
+    """
+    info = extra_info or {}
+    number = _calls_for[info.get("index")]
+    _calls_for[info.get("index")] += 1
+    record = {"source": data_source, "text": solution_str, "truth": ground_truth, "index": info.get("index")}
+    with open(os.environ["REFINE_TESTING_CALLS"], "a", encoding="utf-8") as file:
+        file.write(json.dumps({**record, "info": sorted(info)}) + "\n")
+    faults = str(info.get("faults") or "").split(",")
+    fault = faults[number] if number < len(faults) else faults[-1] if faults[-1] == "equal" else ""
+    score = 0.25 if fault == "equal" else math.nan if fault == "nan" else checksum(solution_str)
+    if fault == "raise":
+        raise RuntimeError("the reward function raised")
+    return {"score": score, "acc": score}
+
+
+# One reward worker, one process: calls are counted where they are made.
+_calls_for: Counter[Any] = Counter()

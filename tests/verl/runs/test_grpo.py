@@ -1,0 +1,130 @@
+"""The contracts, on what a V1 run with GRPO wrote: its own dump, its own log, the calls of its reward function, the trace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean
+from typing import Any
+
+import pytest
+from refine_testing.verl_host import TEMPLATE_IS_IN, Run, question
+from refine_testing.verl_reward import checksum
+
+pytestmark = pytest.mark.timeout(600)
+PROMPTS = 8
+N, G = 4, 3
+CHECKPOINT = "checkpoints/global_step_2/actor/model_world_size_1_rank_0.pt"
+
+
+def _number(text: str) -> int:
+    return int(text.split("Q")[1].split(":")[0])
+
+
+def _group(run: Run, number: int) -> dict[str, Any]:
+    [group] = [g for g in run.groups if g["question"][0]["content"] == question(number)]
+    return group
+
+
+def test_reward_calls_are_validation_and_n_plus_g_per_prompt(grpo: Run) -> None:
+    assert Counter(call["index"] for call in grpo.calls) == {900: 1, 901: 1, **dict.fromkeys(range(PROMPTS), N + G)}
+
+
+def test_only_refinements_are_trained_and_a_group_has_one_q_prime(grpo: Run) -> None:
+    for step in (1, 2):
+        groups = grpo.trained_groups(step)
+        assert len(groups) == 4
+        for rows in groups.values():
+            assert len(rows) == G
+            [text] = {line["input"] for line in rows}
+            number = _number(text)
+            assert question(number) in text
+            assert (TEMPLATE_IS_IN in text) == (number != 2)  # prompt 2 has no draft that could be scored
+
+
+def test_the_best_usable_draft_is_in_q_prime(grpo: Run) -> None:
+    for group in grpo.groups:
+        if group["action"] != "refine":
+            continue
+        usable = [draft for draft in group["drafts"] if draft["outcome"] == "ok"]
+        chosen = group["drafts"][group["selected"]]
+        assert chosen["reward"] == max(draft["reward"] for draft in usable)
+        assert chosen["reward"] == pytest.approx(checksum(chosen["text"]))
+        number = _number(group["question"][0]["content"])
+        rows = [line for lines in grpo.trained.values() for line in lines if _number(line["input"]) == number]
+        assert group["draft_text"]
+        assert all(group["draft_text"] in line["input"] for line in rows)
+
+
+def test_a_refinement_is_paid_for_itself_against_the_original_label(grpo: Run) -> None:
+    for rows in grpo.trained.values():
+        for line in rows:
+            assert line["gts"] == str(2 * _number(line["input"]) + 1)
+            assert line["score"] == pytest.approx(checksum(line["output"]), abs=1e-6)
+
+
+def test_bad_rewards_cost_their_draft_only(grpo: Run) -> None:
+    outcomes = {n: [draft["outcome"] for draft in _group(grpo, n)["drafts"]] for n in range(PROMPTS)}
+    assert Counter(outcomes[1]) == {"reward_exception": 1, "non_finite": 1, "ok": 2}
+    assert outcomes[2] == ["reward_exception"] * N
+    assert _group(grpo, 2)["cause"] == "no_usable_draft"
+    assert all(outcomes[n] == ["ok"] * N for n in (0, 3, 4, 5, 6, 7))
+    assert all(len(_group(grpo, n)["refinements"]) == G for n in range(PROMPTS))
+
+
+def test_validation_is_single_shot(grpo: Run) -> None:
+    assert all(group["group_id"].startswith("train-") for group in grpo.groups)
+    assert any(name.startswith("val-core/tiny/") for name in grpo.log[0])
+
+
+def test_metrics_reach_the_hosts_logger(grpo: Run) -> None:
+    for step in (1, 2):
+        log = grpo.log[step]
+        groups = [group for group in grpo.groups if group["step"] == step]
+        drafts = [draft for group in groups for draft in group["drafts"]]
+        assert log["refine/groups"] == 4
+        assert log["refine/completions"] == 4 * (N + G)
+        assert log["refine/draft_reward_mean"] == pytest.approx(
+            fmean(draft["reward"] for draft in drafts if draft["reward"] is not None)
+        )
+        assert log["refine/draft_tokens"] == sum(draft["num_tokens"] for draft in drafts)
+        assert log["refine/refinement_reward"] == pytest.approx(
+            fmean(r["reward"] for group in groups if group["action"] == "refine" for r in group["refinements"])
+        )
+        assert "critic/score/mean" in log  # beside the host's own
+    assert not any(name.startswith("refine/") for name in grpo.log[0])
+    assert grpo.log[1]["refine/draft_failures"] == 2 + N
+    assert grpo.log[1]["refine/draft_failures/non_finite"] == 1
+    assert grpo.log[2]["refine/draft_failures/non_finite"] == 0  # reported from its first occurrence on
+
+
+def test_names_of_groups_are_those_of_a_repeated_run(grpo: Run) -> None:
+    assert sorted(g["group_id"] for g in grpo.groups) == [
+        f"train-{step}-{place}" for step in (1, 2) for place in range(4)
+    ]
+
+
+def test_weights_move_and_the_engine_follows(grpo: Run) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    before = load_file(str(grpo.folder / "model" / "model.safetensors"))
+    after = torch.load(grpo.folder / CHECKPOINT, map_location="cpu", weights_only=False)
+    moved = max(float((_local(after[name]) - value).abs().max()) for name, value in before.items())
+    assert moved > 1e-3
+    # Step 2 was sampled after an update: without the sync the engine's probabilities would be those of old weights.
+    assert grpo.log[2]["training/rollout_probs_diff_max"] < 0.01
+
+
+def _local(value: Any) -> Any:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def test_kl_to_the_reference_is_taken_under_q_prime(grpo: Run) -> None:
+    assert grpo.log[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-4)
+    assert grpo.log[2]["actor/kl_loss"] > 1e-4
+
+
+def test_what_is_said_once(grpo: Run) -> None:
+    assert grpo.output.count("refine-wrapper: on for veRL") == 1
+    assert "N=4 drafts + G=3 refinements = 7 completions per prompt" in grpo.output
+    assert "actor_rollout_ref.rollout.prompt_length 64 ->" in grpo.output

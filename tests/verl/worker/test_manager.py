@@ -1,0 +1,112 @@
+"""The manager: which one a run gets, and what it refuses that only the tokenizer can tell."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from refine_testing.verl_worker import compose_config
+from verl.experimental.agent_loop import AgentLoopManager
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+
+from refine_wrapper.errors import BudgetError, ConfigError
+from refine_wrapper_verl import RefineAgentLoopManager
+from refine_wrapper_verl.manager import RefineManagerTQ, RefineManagerV0
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Managers are made, workers are not started."""
+
+    async def nothing(self: Any) -> None:
+        self.agent_loop_workers = []
+
+    monkeypatch.setattr(AgentLoopManager, "_init_agent_loop_workers", nothing)
+    from verl.utils.tracking import Tracking
+
+    monkeypatch.setattr(Tracking, "log", Tracking.log)  # put back what a manager hooks into
+
+
+def _create(config: Any) -> Any:
+    return RefineAgentLoopManager.create(
+        config=config, llm_client=None, teacher_client=None, reward_loop_worker_handles=[]
+    )
+
+
+@pytest.mark.parametrize(("use_v1", "kind"), [(True, RefineManagerTQ), (False, RefineManagerV0)])
+def test_one_name_serves_both_trainers(model: str, use_v1: bool, kind: type) -> None:
+    assert type(_create(compose_config(model, "+refine.num_drafts=4", f"trainer.use_v1={use_v1}"))) is kind
+
+
+@pytest.mark.parametrize("off", ["+refine.enabled=false", "+refine.num_drafts=0"])
+@pytest.mark.parametrize(("use_v1", "kind"), [(True, AgentLoopManagerTQ), (False, AgentLoopManager)])
+def test_off_is_the_hosts_own_manager_and_workers(model: str, use_v1: bool, kind: type, off: str) -> None:
+    """Not a subclass that does nothing: the very objects of the plain run."""
+    from verl.utils.tracking import Tracking
+
+    log = Tracking.log
+    manager = _create(compose_config(model, off, f"trainer.use_v1={use_v1}"))
+    assert type(manager) is kind
+    assert "refine_wrapper" not in manager.agent_loop_workers_class.__module__
+    assert Tracking.log is log
+
+
+def test_the_settings_are_printed_once_and_handed_to_workers(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Workers get the resolved settings, whatever their environment.
+    config = compose_config(model, "+refine.num_drafts=4")
+    monkeypatch.setenv("REFINE_WRAPPER_SELECTOR", "median")
+    _create(config)
+    assert config.refine.selector == "median"
+    assert capsys.readouterr().err.count("refine-wrapper: on for veRL. N=4 drafts + G=3 refinements") == 1
+
+
+def test_a_prompt_length_without_room_is_refused_with_the_exact_number(model: str) -> None:
+    with pytest.raises(
+        BudgetError, match=r"prompt_length=128 cannot hold.*template \(2\d\d tokens\).*prompt_length=\d\d\d"
+    ):
+        _create(compose_config(model, "+refine.num_drafts=4", "actor_rollout_ref.rollout.prompt_length=128"))
+
+
+def test_match_budget_comes_too_late_here(model: str) -> None:
+    with pytest.raises(ConfigError, match=r"\+refine=matched_4"):
+        _create(compose_config(model, "+refine.num_drafts=4", "+refine.match_budget=true"))
+
+
+def test_a_colocated_reward_model_is_refused(model: str) -> None:
+    with pytest.raises(ConfigError, match="colocated reward model"):
+        _create(compose_config(model, "+refine.num_drafts=4", "reward.reward_model.enable=True"))
+
+
+def test_metrics_join_whatever_the_trainer_logs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from verl.utils.tracking import Tracking
+
+    from refine_wrapper.types import Action, Draft, GroupOutcome, GroupPlan, Refinement, Selection
+
+    logged: list[Any] = []
+    monkeypatch.setattr(Tracking, "log", lambda self, data, step, backend=None: logged.append((data, step)))
+    manager = _create(compose_config(model, "+refine.num_drafts=2"))
+    drafts = (Draft(0, "a", 0.0), Draft(1, "b", 1.0))
+
+    def outcome(name: str) -> GroupOutcome:
+        plan = GroupPlan(name, Action.REFINE, "q", "q'", drafts, Selection(drafts[1], "best"))
+        return GroupOutcome(plan, (Refinement("c", 1.0), Refinement("d", 0.0)), step=1)
+
+    taken = [[outcome("train-1-0"), outcome("eval-1-0")], [outcome("train-1-1")], [], []]
+    take = SimpleNamespace(remote=lambda: taken.pop(0))
+    manager.agent_loop_workers = [SimpleNamespace(take_finished_groups=take)] * 2
+    monkeypatch.setattr(ray, "get", lambda asked, timeout: asked)
+    host_data = {"actor/loss": 0.5}
+    tracking = object.__new__(Tracking)
+    tracking.log(host_data, step=1)
+    tracking.log(data=host_data, step=2)
+    (first, step), (second, _) = logged
+    assert step == 1
+    assert first["actor/loss"] == 0.5
+    assert first["refine/groups"] == 2
+    assert first["refine/draft_reward_mean"] == 0.5
+    assert first["val/refine/groups"] == 1
+    assert host_data == {"actor/loss": 0.5} == second  # nothing finished since; the trainer's own dict is its own
