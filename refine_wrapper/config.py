@@ -95,6 +95,18 @@ class RefineConfig(BaseModel):
         """Whether anything is refined at all."""
         return self.enabled and self.num_drafts > 0
 
+    def check_pipelined(self, host: str) -> None:
+        """Refuse what only hosts that work on whole batches can do, on a host that starts refinements per prompt.
+
+        Raises:
+            ConfigError: For ``draft_ahead``.
+        """
+        if self.draft_ahead:
+            raise ConfigError(
+                f"refine: draft_ahead is for hosts that generate whole batches (TRL). {host} starts the refinements of "
+                "each prompt as soon as its drafts are scored, so there is nothing to gain; leave it out."
+            )
+
     def replace(self, **changes: Any) -> RefineConfig:
         """A validated copy with some settings changed."""
         return RefineConfig(**{**self.model_dump(), **changes})

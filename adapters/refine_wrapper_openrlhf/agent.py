@@ -42,7 +42,7 @@ def make_agent_executor(
         settings: Settings of :class:`~refine_wrapper.config.RefineConfig`; environment and file are read too.
 
     Raises:
-        ConfigError: For settings that need the launcher: ``match_budget`` and ``on_no_draft="skip"``.
+        ConfigError: For settings that need the launcher: ``match_budget``, ``objective`` and ``on_no_draft="skip"``.
     """
     config = resolve(host=settings)
     if config.match_budget:
@@ -55,6 +55,12 @@ def make_agent_executor(
             "refine: an agent file cannot leave a group out of a batch. Use on_no_draft='plain', or start training "
             "with `python -m refine_wrapper_openrlhf.train_ppo_ray`."
         )
+    if config.objective is not None:
+        raise ConfigError(
+            "refine: an agent file cannot set the objective. Give OpenRLHF its flags (`refine-wrapper objectives` "
+            "lists them), or start training with `python -m refine_wrapper_openrlhf.train_ppo_ray`."
+        )
+    config.check_pipelined("OpenRLHF")
     reward_urls = (reward,) if isinstance(reward, str) else tuple(reward)
 
     class AgentExecutor(SingleTurnAgentExecutor):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter
+from refine_wrapper.adapter import Adapter, ObjectiveSettings
 from refine_wrapper.hookspecs import hookimpl
+from refine_wrapper_openrlhf.objectives import OBJECTIVES
 
 _EXECUTOR = "openrlhf.utils.agent:SingleTurnAgentExecutor"
 _EXECUTE = "self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images"
@@ -36,3 +37,8 @@ def register_adapters() -> Mapping[str, Adapter]:
             group_size_flag="--rollout.n_samples_per_prompt",
         )
     }
+
+
+@hookimpl
+def register_objectives() -> Mapping[str, Mapping[str, ObjectiveSettings]]:
+    return {name: {"openrlhf": settings} for name, settings in OBJECTIVES.items()}

@@ -19,7 +19,10 @@ from refine_wrapper.budget import (
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.config_sources import LAUNCH_VARIABLE, resolve
 from refine_wrapper.errors import BudgetError, ConfigError, PromptError
+from refine_wrapper.objectives import settings_on
+from refine_wrapper.plugins import Plugins
 from refine_wrapper.refiner import Refiner
+from refine_wrapper_openrlhf.objectives import apply_objective
 from refine_wrapper_openrlhf.request import RunSettings
 
 GROUP_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
@@ -37,9 +40,12 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
         ConfigError, BudgetError: With what to write instead, before a cluster or a model is started.
     """
     config = resolve(flags=flags)
+    options = vars(parsed)
+    if config.objective is not None:
+        _take_objective(options, config)
     if not config.active:
         return
-    options = vars(parsed)
+    config.check_pipelined("OpenRLHF")
     check_reward(options)
     plain = options["rollout.n_samples_per_prompt"]
     if config.match_budget:
@@ -53,6 +59,15 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
     options["train.agent_func_path"] = str(Path(__file__).with_name("launched_agent.py"))
     _swap_generator()
     _announce(options, config, plain)
+
+
+def _take_objective(options: dict[str, Any], config: RefineConfig) -> None:
+    """Have the host train the named objective, whether it is refined or not, and say so."""
+    name = str(config.objective)
+    objective = settings_on("openrlhf", name, Plugins(config.plugin_modules))
+    apply_objective(options, name, objective)
+    missing = f"; not set: {objective.missing}" if objective.missing else ""
+    click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
 
 
 def check_reward(options: Mapping[str, Any]) -> None:

@@ -44,6 +44,11 @@ class RefineAgentLoopManager:
             ConfigError, BudgetError: For what the driver did not check, because the run was started by single keys.
         """
         settings = read_settings(config)
+        if settings.objective is not None and settings.active and not is_prepared(config):
+            raise ConfigError(
+                "refine: objective must be set before the trainer starts. Use +refine=best_of_4 or "
+                "`refine-wrapper run`, or write the keys that `refine-wrapper objectives --host verl` lists."
+            )
         uses_v1 = bool(config.trainer.get("use_v1", False))
         if not settings.active:
             return await (AgentLoopManagerTQ if uses_v1 else AgentLoopManager).create(config, *args, **kwargs)
@@ -64,6 +69,7 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
                 "refine: match_budget must shrink actor_rollout_ref.rollout.n before the trainer starts. Use "
                 "+refine=matched_4 or `refine-wrapper run`, or set rollout.n yourself and leave match_budget out."
             )
+        settings.check_pipelined("veRL")
         store_settings(config, settings, int(config.actor_rollout_ref.rollout.n))
         announce(config, settings)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter
+from refine_wrapper.adapter import Adapter, ObjectiveSettings
 from refine_wrapper.hookspecs import hookimpl
+from refine_wrapper_verl.objectives import OBJECTIVES
 
 _WORKER = "verl.experimental.agent_loop:AgentLoopWorker"
 _MANAGER = "verl.experimental.agent_loop:AgentLoopManager"
@@ -37,3 +38,8 @@ ADAPTER = Adapter(
 @hookimpl
 def register_adapters() -> Mapping[str, Adapter]:
     return {"verl": ADAPTER}
+
+
+@hookimpl
+def register_objectives() -> Mapping[str, Mapping[str, ObjectiveSettings]]:
+    return {name: {"verl": settings} for name, settings in OBJECTIVES.items()}

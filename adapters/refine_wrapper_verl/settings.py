@@ -18,7 +18,10 @@ from refine_wrapper.budget import CompletionBudget, matched_group_size
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.config_sources import resolve
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.objectives import settings_on
+from refine_wrapper.plugins import Plugins
 from refine_wrapper_verl.lengths import check_lengths, make_room
+from refine_wrapper_verl.objectives import apply_objective
 
 MANAGER = "refine_wrapper_verl.RefineAgentLoopManager"
 _NODE = "refine"
@@ -67,8 +70,13 @@ def prepare(config: DictConfig) -> RefineConfig:
         BudgetError: For lengths or group sizes that cannot work, with the numbers to set.
     """
     settings = read_settings(config)
-    if is_prepared(config) or not settings.active:
+    if is_prepared(config):
         return settings
+    if settings.objective is not None:
+        _take_objective(config, settings)
+    if not settings.active:
+        return settings
+    settings.check_pipelined("veRL")
     refuse_unsupported(config)
     rollout = config.actor_rollout_ref.rollout
     plain = int(rollout.n)
@@ -82,6 +90,15 @@ def prepare(config: DictConfig) -> RefineConfig:
     store_settings(config, settings, plain)
     announce(config, settings, notes)
     return settings
+
+
+def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
+    """Have the host train the named objective, whether it is refined or not, and say so."""
+    name = str(settings.objective)
+    objective = settings_on("verl", name, Plugins(settings.plugin_modules))
+    apply_objective(config, name, objective)
+    missing = f"; not set: {objective.missing}" if objective.missing else ""
+    click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
 
 
 def store_settings(config: DictConfig, settings: RefineConfig, plain: int) -> None:

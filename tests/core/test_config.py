@@ -188,7 +188,7 @@ def test_to_yaml_is_read_back(settings: dict[str, Any], tmp_path: Path) -> None:
             "refine_share": st.floats(0, 1),
             "max_reward": st.floats(allow_nan=False, allow_infinity=False),
             "draft_timeout": st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
-            "draft_ahead": True,
+            "draft_ahead": st.booleans(),
             "seed": st.integers(),
             "plugin_modules": st.lists(st.text()),
         },

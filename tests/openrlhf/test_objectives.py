@@ -53,14 +53,12 @@ def test_dapo_by_refine_wrapper_run_on_the_hosts_command(workshop: Workshop) -> 
         rollout__n_samples_per_prompt=4,
         train__batch_size=8,
         data__max_samples=8,
-        algo__dynamic_filtering_enable=True,
         algo__dynamic_filtering_range=(0.05, 0.95),
-        actor__eps_clip_low_high=(0.2, 0.28),
-        actor__loss_agg_mode="token-mean",
         reward__overlong_buffer_len=4,
         reward__overlong_penalty_factor=0.5,
     )
-    refine = ("--refine.num_drafts", "2", "--refine.match_budget", *workshop.traced(folder))
+    refine = ("--refine.objective", "dapo", "--refine.num_drafts", "2", "--refine.match_budget")
+    refine = (*refine, *workshop.traced(folder))
     run = workshop.run(folder, "-m", "refine_wrapper.cli", "run", *refine, "--", sys.executable, *HOST, *flags)
     assert_refined(run, workshop, drafts=2, group_size=2, steps=len(run.steps))
     assert len(run.steps) >= 2

@@ -14,6 +14,7 @@ from refine_testing.openrlhf_runs import Workshop
 
 from refine_wrapper.errors import BudgetError, ConfigError, PluginError
 from refine_wrapper_openrlhf import train_ppo_ray as launcher
+from refine_wrapper_openrlhf.objectives import OBJECTIVES
 from refine_wrapper_openrlhf.switch import switch_command_line
 
 Reach = Callable[..., Any]
@@ -121,6 +122,8 @@ def test_the_budget_of_the_plain_run(reach: Reach) -> None:
         ({}, ("--refine.match_budget",), BudgetError, "Raise the group size to at least 6"),
         ({}, ("--refine.num_draft=4",), ConfigError, "num_drafts"),
         ({}, ("--refine.selector=bets",), PluginError, "best"),
+        ({}, ("--refine.objective=grop",), PluginError, "grpo"),
+        ({}, ("--refine.draft_ahead",), ConfigError, "draft_ahead is for hosts that generate whole batches"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_write(
@@ -172,3 +175,17 @@ def test_other_parsers_are_left_alone() -> None:
     parser = ArgumentParser()
     parser.add_argument("--refine.x")
     assert vars(parser.parse_args(["--refine.x", "1"])) == {"refine.x": "1"}
+
+
+@pytest.mark.parametrize("off", [(), ("--refine.num_drafts=0",)], ids=["refined", "plain"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_by_name_is_its_flags(
+    name: str, off: tuple[str, ...], reach: Reach, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = reach(f"--refine.objective={name}", *off)
+    for flag, value in (OBJECTIVES[name].settings or {}).items():
+        found: Any = args
+        for part in flag.split("."):
+            found = getattr(found, part)
+        assert found == value
+    assert f"objective={name}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 
 from refine_wrapper.config import field_names
 from refine_wrapper.errors import BudgetError, ConfigError
 from refine_wrapper_verl import settings as verl_settings
+from refine_wrapper_verl.objectives import OBJECTIVES
 from refine_wrapper_verl.settings import is_prepared, prepare, read_settings
 
 GROUPS = sorted((Path(verl_settings.__file__).parent / "conf" / "refine").glob("*.yaml"))
@@ -184,3 +187,22 @@ def test_the_launch_hook_prepares_before_the_host_validates(monkeypatch: pytest.
     assert validated == [config]
     assert is_prepared(config)
     assert read_settings(config).num_drafts == 2
+
+
+@pytest.mark.parametrize("num_drafts", [4, 0], ids=["refined", "plain"])
+def test_an_objective_by_name_is_its_keys(num_drafts: int, capsys: pytest.CaptureFixture[str]) -> None:
+    host = composed("+refine=best_of_4", "actor_rollout_ref.rollout.n=4", f"refine.num_drafts={num_drafts}")
+    for name, objective in OBJECTIVES.items():
+        config = copy.deepcopy(host)
+        config.refine.objective = name
+        prepare(config)
+        for key, value in (objective.settings or {}).items():
+            assert OmegaConf.select(config, key) == value
+        assert f"objective={name}" in capsys.readouterr().err
+        assert get_adv_estimator_fn(config.algorithm.adv_estimator)
+        assert get_policy_loss_fn(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+
+
+def test_draft_ahead_is_refused() -> None:
+    with pytest.raises(ConfigError, match="draft_ahead is for hosts that generate whole batches"):
+        prepare(composed("+refine=best_of_4", "refine.draft_ahead=true"))

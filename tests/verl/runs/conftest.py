@@ -50,10 +50,7 @@ def dapo(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "+refine=best_of_4",
         *TRACE,
         "actor_rollout_ref.rollout.n=3",
-        "actor_rollout_ref.actor.clip_ratio_high=0.28",
-        "actor_rollout_ref.actor.loss_agg_mode=token-mean",
-        "algorithm.filter_groups.enable=True",
-        "algorithm.filter_groups.metric=reward",
+        "refine.objective=dapo",
     )
 
 
