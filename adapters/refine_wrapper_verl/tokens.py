@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +26,7 @@ def prompt_room(config: DictConfig, model: Any) -> PromptRoom:
     if model.get("custom_chat_template", None) is not None:
         model.tokenizer.chat_template = model.custom_chat_template  # as AgentLoopWorker does
     # The builder that agent loops tokenise with. Without a processor: what images and tools add is measured instead.
-    builder = create_continuous_token_builder(
-        model.tokenizer,
-        hf_model_type=getattr(model.hf_config, "model_type", None),
-        chat_template_kwargs=chat_kwargs,
-    )
+    builder = create_continuous_token_builder(model.tokenizer, chat_template_kwargs=chat_kwargs, **_family(model))
 
     def count_tokens(prompt: Prompt) -> int:
         messages = [{**message, "content": _text(message.get("content"))} for message in _conversation(prompt)]
@@ -51,6 +48,13 @@ def template_tokens(config: DictConfig, settings: RefineConfig, model: Any) -> i
         return prompts.overhead_tokens([{"role": "user", "content": "?"}])
     except PromptError:
         return 0
+
+
+def _family(model: Any) -> dict[str, Any]:
+    """What names the model's family to veRL's builder: 0.9.0 asks for another thing than 0.9.1. Can go with 0.9.0."""
+    if "hf_model_type" in inspect.signature(create_continuous_token_builder).parameters:
+        return {"hf_model_type": getattr(model.hf_config, "model_type", None)}
+    return {"model_family": "auto", "model_path": model.path, "tokenizer_name_or_path": model.tokenizer_path}
 
 
 def _longest_prompt(rollout: Any, model: Any) -> int:

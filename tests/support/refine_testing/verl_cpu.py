@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed
+from transformers import AutoModelForTokenClassification
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
@@ -141,6 +142,18 @@ def _unpinned(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 torch.Tensor.pin_memory = _unpinned  # type: ignore[method-assign]
+
+
+def _without_flash_attention(
+    cls: Any, *args: Any, _own: Any = AutoModelForTokenClassification.from_pretrained.__func__, **kwargs: Any
+) -> Any:
+    """veRL loads critics with flash attention whatever is configured (utils/model.py, load_valuehead_model)."""
+    if kwargs.get("attn_implementation") == "flash_attention_2":
+        kwargs["attn_implementation"] = "sdpa"
+    return _own(cls, *args, **kwargs)
+
+
+AutoModelForTokenClassification.from_pretrained = classmethod(_without_flash_attention)
 
 # veRL's worker extension imports veRL, and so this, inside the vLLM worker before the model is built.
 if "vllm" in sys.modules:
