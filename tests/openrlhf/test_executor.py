@@ -211,7 +211,7 @@ def test_images_reach_the_engine_in_both_stages(reward: str) -> None:
 
     engine = Engine(lambda prompt, n: f"x {n}" * 30)
     image = Image.new("RGB", (4, 4))
-    length = 420
+    length = 340
     rows = run(
         engine,
         marked(reward, params=Params(max_tokens=40)),

@@ -218,8 +218,7 @@ def test_async_with_partial_rollout(workshop: Workshop) -> None:
 def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
     """The same samples and the same weights, to the last bit.
 
-    One request at a time: vLLM draws the samples of a step from one generator, so with several in flight the draws depend
-    on how they arrive. Discounting gives the tokens of a single sample different advantages, so that there is a gradient.
+    With a top_p that leaves one token, because vLLM's draws are not the same in two plain runs either. Discounting gives the tokens of a single sample different advantages, so that there is a gradient.
     """
     weights: list[dict[str, Any]] = []
     calls: list[list[dict[str, Any]]] = []
@@ -230,6 +229,7 @@ def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
             folder,
             algo__advantage__estimator="reinforce",
             algo__advantage__gamma=0.9,
+            rollout__top_p=1e-6,
             rollout__n_samples_per_prompt=1,
             rollout__batch_size=1,
             rollout__micro_batch_size=1,
