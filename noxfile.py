@@ -33,6 +33,7 @@ nox.options.sessions = [
     "trl_vllm",
     "openrlhf",
     "openrlhf_oldest",
+    "openrlhf_launcher_oldest",
     "verl",
     "verl_oldest",
 ]
@@ -99,6 +100,12 @@ def openrlhf(session: nox.Session) -> None:
 def openrlhf_oldest(session: nox.Session) -> None:
     """The executor on the oldest OpenRLHF that an agent file works with."""
     _test(session, "openrlhf-oldest", "openrlhf", "-m", "oldest")
+
+
+@nox.session
+def openrlhf_launcher_oldest(session: nox.Session) -> None:
+    """The executor and the command line on the oldest OpenRLHF that the launcher works with."""
+    _test(session, "openrlhf-launcher-oldest", "openrlhf", "-m", "oldest or launcher")
 
 
 @nox.session

@@ -33,7 +33,12 @@ from pathlib import Path
 PINS = Path(__file__).resolve().parent.parent / "environments"
 
 # Environments that are only a few packages laid over another one through PYTHONPATH.
-OVERLAYS = {"trl-oldest": "trl", "openrlhf-oldest": "openrlhf", "verl-oldest": "verl"}
+OVERLAYS = {
+    "trl-oldest": "trl",
+    "openrlhf-oldest": "openrlhf",
+    "openrlhf-launcher-oldest": "openrlhf",
+    "verl-oldest": "verl",
+}
 
 # Written last: a build that was interrupted lacks it, and is removed. (Building under a temporary name and
 # renaming is not possible: the scripts of a virtual environment hold its absolute path.)

@@ -13,8 +13,11 @@ from typing import Any
 
 
 def checksum(text: str) -> float:
-    """A reward in [0, 1) that differs between random texts and is the same everywhere."""
-    return (sum((i + 1) * ord(c) for i, c in enumerate(text)) % 97) / 97
+    """A reward in [0, 1) that differs between random texts and is the same everywhere.
+
+    Of the text without white space around it, because a draft in a prompt has none: random texts may begin with it.
+    """
+    return (sum((i + 1) * ord(c) for i, c in enumerate(text.strip())) % 97) / 97
 
 
 def compute_score(
