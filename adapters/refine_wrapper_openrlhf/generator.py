@@ -76,14 +76,19 @@ class RefineSamplesGenerator(SamplesGenerator):
         )
         if self._evaluating:
             return samples, consumed, exhausted
-        samples, missing = self._trainable(samples)
-        while missing and not exhausted:
+        kept, failed, missing = self._trainable(samples)
+        while True:
+            # One bad reward costs its group, wherever in the data it is. A whole rollout of them, or all of a data set,
+            # is a reward that is broken.
+            if not kept and (len(failed) >= num_prompts or (failed and exhausted and not self._num_batches)):
+                raise no_reward_error(failed)
+            if not missing or exhausted:
+                return kept, consumed, exhausted
             more, num_more, exhausted = super()._generate_vllm(
                 dataloader_iter, missing, dynamic_filtering, **generate_kwargs
             )
-            more, missing = self._trainable(more)
-            samples, consumed = samples + more, consumed + num_more
-        return samples, consumed, exhausted
+            more_kept, more_failed, missing = self._trainable(more)
+            kept, failed, consumed = kept + more_kept, failed + more_failed, consumed + num_more
 
     def _process_response_into_experience(self, response: dict[str, Any], **generate_kwargs: Any) -> Any:
         experience = super()._process_response_into_experience(response, **generate_kwargs)
@@ -98,18 +103,12 @@ class RefineSamplesGenerator(SamplesGenerator):
             )
         return experience
 
-    def _trainable(self, samples: list[Any]) -> tuple[list[Any], int]:
-        """The samples of groups that can be trained, and the number of groups left out.
-
-        Raises:
-            NoRewardError: If all groups were left out because the reward failed: it is broken, not unlucky.
-        """
+    def _trainable(self, samples: list[Any]) -> tuple[list[Any], list[GroupOutcome], int]:
+        """Samples of groups that can be trained, the groups whose reward failed, and how many groups are left out."""
         outcomes = {sample.refine_group: self._outcomes[sample.refine_group] for sample in samples}
         left_out = [outcome for outcome in outcomes.values() if not outcome.trainable]
         failed = [outcome for outcome in left_out if outcome.plan.trained]
-        if failed and len(failed) == len(outcomes):
-            raise no_reward_error(failed)
-        return [sample for sample in samples if outcomes[sample.refine_group].trainable], len(left_out)
+        return [s for s in samples if outcomes[s.refine_group].trainable], failed, len(left_out)
 
     def _take_outcomes(self) -> Sequence[GroupOutcome]:
         # By number of the group, not by order of arrival.
