@@ -87,7 +87,8 @@ class Project:
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("REFINE_WRAPPER_")}
         path = os.pathsep.join(filter(None, (str(self.lib), inherited.get("PYTHONPATH"))))
-        own = {"PYTHONPATH": path, "TMPDIR": str(self.temporary), "REFINE_WRAPPER_PLUGINS": ""}
+        # Unbuffered, so that lines of `run` and of its command come in the order in which they were written.
+        own = {"PYTHONPATH": path, "TMPDIR": str(self.temporary), "REFINE_WRAPPER_PLUGINS": "", "PYTHONUNBUFFERED": "1"}
         return {**inherited, **own, **(extra or {})}
 
     def cli(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
