@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from refine_testing.signals import take_interrupts
 
 SHORT = ("--seeds", "1", "--steps", "3", "--warm-start-steps", "30", "--prompts", "4", "--problems", "20")
 COMMAND = (sys.executable, "-m", "refine_wrapper.cli", "demo")
@@ -89,7 +90,9 @@ def test_control_c_leaves_a_partial_report_and_the_run_goes_on(tmp_path: Path) -
     out = tmp_path / "out"
     long = [*COMMAND, *SHORT, "--steps", "2000", "--out", str(out)]
     steps = out / "seed-0" / "plain" / "steps.jsonl"
-    with subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        long, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=take_interrupts
+    ) as process:
         try:
             deadline = time.monotonic() + 200
             while not (steps.exists() and steps.read_text().count("\n") >= 2):

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from refine_testing.signals import take_interrupts
 from refine_testing.tiny import save_tiny, tiny_tokenizer
 from refine_wrapper.trace import read_trace
 
@@ -205,6 +206,7 @@ class Workshop:
                 stdout=screen,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=take_interrupts,
             )
             end = time.monotonic() + TIMEOUT
             interrupted = not interrupt_at

@@ -82,6 +82,7 @@ def _by_hand(both: Recorded) -> dict[str, float]:
         "refine/drafts_unfinished_share": 1 - fmean(ended),
         "refine/draft_failures": usable.count(False),
         "refine/draft_failures/empty": usable.count(False),
+        "refine/refinement_failures": 0,
         "refine/fallbacks": P - len(refined),
         "refine/fallbacks/no_usable_draft": P - len(refined),
     }
