@@ -3,9 +3,10 @@
 python benchmarks/engine_scheduling.py --loads 16/256 16/32 64/64        # in the environment `openrlhf`, on a CPU
 
 A real vLLM engine with a tiny random model; the pipelined mode runs through the core's Rollout, as the OpenRLHF adapter
-does. Every completion has the same fixed length in all modes (log-normal, drawn once), so only the order of requests
-differs. Engine steps do not depend on how busy the machine is; wall time does. On a CPU a step's time grows with its
-batch, so there tokens rule the wall time; on a GPU, where decoding is bound by memory traffic, steps do.
+does. Every completion has the same fixed length in all modes (log-normal, drawn anew for each repeat), so only the
+order of requests differs; figures are means over the repeats. Engine steps do not depend on how busy the machine is;
+wall time does. On a CPU a step's time grows with its batch, so there tokens rule the wall time; on a GPU, where
+decoding is bound by memory traffic, steps do.
 """
 
 from __future__ import annotations
@@ -129,11 +130,12 @@ class Load:
     num_drafts: int
 
 
-def draw_load(num_prompts: int, num_drafts: int, group_size: int, seed: int) -> Load:
+def draw_load(num_prompts: int, num_drafts: int, group_size: int, seed: int, median: float, sigma: float) -> Load:
+    """Prompts of 161 tokens; log-normal lengths of at most 240 tokens, independent of each other."""
     rng = random.Random(seed)
     prompts = ["".join(rng.choice(LETTERS[:62]) for _ in range(160)) + "?" for _ in range(num_prompts)]
     lengths = [
-        [max(4, min(240, round(math.exp(rng.gauss(math.log(60), 0.7))))) for _ in range(num_drafts + group_size)]
+        [max(4, min(240, round(math.exp(rng.gauss(math.log(median), sigma))))) for _ in range(num_drafts + group_size)]
         for _ in prompts
     ]
     return Load(prompts, lengths, num_drafts)
@@ -201,6 +203,7 @@ def build_engine(folder: Path, tokenizer: Any, slots: int) -> Engine:
         enforce_eager=True,
         max_model_len=MAX_LENGTH,
         max_num_seqs=slots,
+        max_num_batched_tokens=8192,  # what vLLM takes on large GPUs; its default on a CPU would make prefills wait
         enable_prefix_caching=True,
         dtype="float32",
         seed=0,
@@ -228,7 +231,9 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", default=["16/256", "16/32", "64/64"], help="prompts/slots")
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3, help="for wall time; modes take turns")
+    parser.add_argument("--repeats", type=int, default=3, help="draws of lengths; modes take turns")
+    parser.add_argument("--median", type=float, default=60, help="median length of a completion, tokens")
+    parser.add_argument("--sigma", type=float, default=0.7, help="of the logarithm of the length: 1.0 has a heavy tail")
     parser.add_argument("--template", default="turns", help="`turns` keeps the draft's tokens as a prefix of q'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -242,14 +247,15 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         for name in options.loads:
             num_prompts, slots = map(int, name.split("/"))
-            load = draw_load(num_prompts, options.num_drafts, options.group_size, options.seed)
             engine = build_engine(Path(folder), tokenizer, slots)
             runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
-            for _ in range(options.repeats):
+            for repeat in range(options.repeats):
+                sizes = (num_prompts, options.num_drafts, options.group_size)
+                load = draw_load(*sizes, options.seed + repeat, options.median, options.sigma)
                 for mode in MODES:
                     runs[mode].append(measure(engine, mode, load, options.template))
             results[name] = {
-                mode: {key: statistics.median(run[key] for run in taken) for key in taken[0]}
+                mode: {key: statistics.fmean(run[key] for run in taken) for key in taken[0]}
                 for mode, taken in runs.items()
             }
             for mode, found in results[name].items():
