@@ -267,6 +267,7 @@ class Workshop:
             **inherited,
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",  # the test of Ctrl-C waits for words on the screen, which is a file here
             "REFINE_TEST_RAY": str(folder / "ray"),
             "REFINE_TEST_GPUS": str(gpus),
             "REFINE_TEST_RECORD": str(folder / "record"),
