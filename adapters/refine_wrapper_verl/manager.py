@@ -97,7 +97,7 @@ class RefineManagerTQ(_RefineManager, AgentLoopManagerTQ):
     """For the V1 trainers."""
 
     def __init__(self, config: DictConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]  # pyright: ignore[reportCallIssue]
+        super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
         # After the host's __init__, which sets its own.
         self.agent_loop_workers_class = ray.remote(RefineAgentLoopWorkerTQ)
         self._refine_start(config)

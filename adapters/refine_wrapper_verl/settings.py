@@ -63,7 +63,7 @@ def plain_group_size(config: DictConfig) -> int:
 def prepare(config: DictConfig) -> RefineConfig:
     """Make a configuration ready to refine: check it, fit lengths and group size, name the manager, say so. Idempotent.
 
-    With refinement switched off the configuration stays as it is.
+    With refinement switched off the configuration stays as it is, but for a named objective.
 
     Raises:
         ConfigError: For settings, or a combination with the host's, that cannot work.
