@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +89,7 @@ class RefineConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(explain(error, field_names())) from None
 
     @property
     def active(self) -> bool:
@@ -121,13 +122,19 @@ def field_names() -> tuple[str, ...]:
     return tuple(RefineConfig.model_fields)
 
 
-def _explain(error: ValidationError) -> str:
-    """pydantic's findings as sentences: which setting, what is wrong with it, what to write instead."""
+def explain(error: ValidationError, names: Iterable[str]) -> str:
+    """pydantic's findings as sentences: which setting, what is wrong with it, what to write instead.
+
+    Args:
+        error: The findings.
+        names: The settings there are.
+    """
+    names = tuple(names)
     lines: list[str] = []
     for finding in error.errors():
         name = ".".join(str(part) for part in finding["loc"])
         if finding["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {name!r}. {did_you_mean(name, field_names())}")
+            lines.append(f"unknown setting {name!r}. {did_you_mean(name, names)}")
         else:
             lines.append(f"{name} = {finding['input']!r}: {finding['msg'][:1].lower()}{finding['msg'][1:]}.")
     return "refine: " + " ".join(lines)

@@ -1,4 +1,4 @@
-"""The command line: ``refine-wrapper run | doctor | objectives | plugins | config | demo``.
+"""The command line: ``refine-wrapper run | eval | doctor | objectives | plugins | config | demo``.
 
 A subcommand is imported when it is used, so that ``refine-wrapper --help`` takes no time.
 """
@@ -16,6 +16,11 @@ from refine_wrapper.version import __version__
 # Name -> (module, its click command, what it is for).
 _COMMANDS: Final = {
     "run": ("refine_wrapper.cli.run", "run", "Run a training command with two-stage refinement switched on."),
+    "eval": (
+        "refine_wrapper.cli.evaluate",
+        "evaluate",
+        "Measure a model on held-out problems, single-shot and with a draft of its own.",
+    ),
     "doctor": (
         "refine_wrapper.cli.doctor",
         "doctor",

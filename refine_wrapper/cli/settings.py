@@ -37,13 +37,15 @@ class Settings:
 class SettingsCommand(click.Command):
     """A subcommand that takes ``--refine.*`` flags and, if ``takes_command``, a command after ``--``.
 
+    With ``interspersed`` its own options may follow its arguments.
+
     The flags are read by :func:`~refine_wrapper.config_sources.split_flags`, as everywhere, and click sees
     the rest.
     """
 
-    def __init__(self, *args: Any, takes_command: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, takes_command: bool = False, interspersed: bool = False, **kwargs: Any) -> None:
         # Not interspersed: what follows a stray word belongs to it, and is no mistyped option of ours.
-        settings = {"allow_interspersed_args": False, "allow_extra_args": takes_command}
+        settings = {"allow_interspersed_args": interspersed, "allow_extra_args": takes_command}
         super().__init__(*args, context_settings=settings, **kwargs)
         self._takes_command = takes_command
 

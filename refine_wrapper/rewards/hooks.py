@@ -11,6 +11,7 @@ from refine_wrapper.rewards import answers
 from refine_wrapper.rewards.format import FormatReward
 from refine_wrapper.rewards.interface import Reward
 from refine_wrapper.rewards.math import MathReward
+from refine_wrapper.rewards.reasoning_gym import ReasoningGymReward
 from refine_wrapper.rewards.scalar import scalar
 
 
@@ -32,4 +33,4 @@ def extract_answer(text: str) -> str:
 @cache
 def _built_in() -> Mapping[str, Reward]:
     # The same objects for every plugin manager of this process: the process that `math` starts is shared too.
-    return {"math": MathReward(), "format": FormatReward()}
+    return {"math": MathReward(), "format": FormatReward(), "reasoning-gym": ReasoningGymReward()}

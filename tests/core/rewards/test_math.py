@@ -175,7 +175,8 @@ def test_normalizing_twice_changes_little_more(answer: str) -> None:
 
 def test_is_registered_and_nothing_is_imported_for_it() -> None:
     rewards = Plugins(entry_points=False).all("reward")
-    assert {name: reward.__name__ for name, reward in rewards.items()} == {"math": "math", "format": "format"}
+    names = ("math", "format", "reasoning-gym")
+    assert {name: reward.__name__ for name, reward in rewards.items()} == dict(zip(names, names, strict=True))
     assert rewards["math"] is Plugins(entry_points=False).get("reward", "math")
     code = (
         "import sys; from refine_wrapper.plugins import Plugins; Plugins(entry_points=False).all('reward');"
