@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,6 +186,8 @@ def make_bench(
         return worker_class(config, engine, None, [reward]), reward
 
     loop = asyncio.new_event_loop()
+    # veRL tokenises in threads: with several, the engine's requests would come in another order each time.
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
     worker, reward = loop.run_until_complete(build())
     engine.tokenizer = worker.tokenizer
     return Bench(worker, engine, reward, queue, loop)

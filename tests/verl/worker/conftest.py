@@ -31,4 +31,5 @@ def bench(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Genera
 
     yield make
     for old in made:
+        old.loop.run_until_complete(old.loop.shutdown_default_executor())
         old.loop.close()
