@@ -1,0 +1,30 @@
+"""``python -m refine_wrapper.ablation.measure FOLDER MODEL``: the held-out measure of a cell, in the host's environment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from refine_wrapper.ablation.cell import CellFolder
+from refine_wrapper.errors import RefineError
+from refine_wrapper.evaluation import EvaluationSettings, evaluate
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure a model with the settings of a cell, into its folder ``evaluation``; goes on where it was stopped."""
+    folder, model = CellFolder(Path(arguments[0])), arguments[1]
+    cell = folder.cell()
+    assert cell.evaluate is not None, "whoever starts this has looked"
+    out = folder.path / "evaluation"
+    try:
+        evaluation = evaluate(EvaluationSettings(**cell.evaluate), model, out=out, refine=cell.config)
+    except RefineError as error:
+        print(error, file=sys.stderr)  # noqa: T201  (into the cell's log)
+        return 2
+    print(evaluation)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""What a cell spent: completions and generated tokens, step by step.
+
+A refined cell's trace counts them exactly. A plain cell has no trace: its completions are prompts x G, its tokens those times the
+mean length that the host logs; the prompts per step are those of a refined cell of the same command, whose batch
+``match_budget`` keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refine_wrapper.ablation.cell import Cell
+from refine_wrapper.ablation.events import Value, named, read_scalars
+from refine_wrapper.ablation.plan import launch_of
+from refine_wrapper.errors import RefineError
+from refine_wrapper.plugins import Plugins
+from refine_wrapper.trace import FILE_NAME, read_trace
+
+
+class SpentError(RefineError, RuntimeError):
+    """What was spent cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Of one step.
+
+    Attributes:
+        prompts: Groups.
+        completions: Drafts and refinements.
+        tokens: Generated for them.
+    """
+
+    prompts: float
+    completions: float
+    tokens: float
+
+
+def refined_spent(trace: Path) -> dict[int, Spent]:
+    """Step -> what it spent, from a trace; empty if there is none."""
+    totals: dict[int, list[int]] = {}
+    if not (trace / FILE_NAME).exists():
+        return {}
+    for group in read_trace(trace):
+        sampled = [*group["drafts"], *group["refinements"]]
+        total = totals.setdefault(int(group["step"] or 0), [0, 0, 0])
+        total[0] += 1
+        total[1] += len(sampled)
+        total[2] += sum(answer["num_tokens"] for answer in sampled)
+    return {step: Spent(*total) for step, total in totals.items()}
+
+
+def prompts_per_step(spent: dict[int, Spent], steps: int) -> float | None:
+    """Mean over all optimizer steps, also where one batch of groups serves several of them."""
+    return sum(one.prompts for one in spent.values()) / steps if spent and steps else None
+
+
+def plain_spent(lengths: Sequence[Value], prompts: float, completions: int) -> dict[int, Spent]:
+    """Step -> what it spent, from the host's mean lengths.
+
+    Args:
+        lengths: Mean completion length by step.
+        prompts: Per step.
+        completions: Per prompt.
+    """
+    return {value.step: Spent(prompts, prompts * completions, prompts * completions * value.value) for value in lengths}
+
+
+def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
+    """Steps in which a refined cell generates as many tokens as its plain cell did.
+
+    Args:
+        cell: The refined cell.
+        plain: Folder of the finished plain cell.
+        pilot: Folder of the refined cell's pilot.
+
+    Raises:
+        SpentError: If the plain cell or the pilot did not leave what that takes.
+    """
+    launch = launch_of(cell.host, Plugins(cell.plugin_modules))
+    lengths = named(read_scalars(plain / "tensorboard"), launch).get("completion_length", [])
+    spent = refined_spent(pilot / "trace")
+    prompts = prompts_per_step(spent, cell.pilot_steps)
+    if not lengths or prompts is None:
+        missing = f"{plain / 'tensorboard'} has no completion lengths" if not lengths else "the pilot left no trace"
+        raise SpentError(f"refine: match: tokens cannot count the tokens of {cell.name}: {missing}.")
+    budget = sum(one.tokens for one in plain_spent(lengths, prompts, cell.completions).values())
+    per_step = sum(one.tokens for one in spent.values()) / cell.pilot_steps
+    return max(1, round(budget / per_step))
