@@ -174,9 +174,7 @@ def cells_of(plan: Plan, run: Path, plugins: Plugins) -> list[Cell]:
     ]
 
 
-def _pair(
-    plan: Plan, host: str, objective: str, task: str, seed: int, run: Path, plugins: Plugins
-) -> Iterator[Cell]:
+def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path, plugins: Plugins) -> Iterator[Cell]:
     """The plain cell, if there is one, and all refined ones that are compared with it."""
     command, variables = _command(plan, host, plugins)
     evaluation = plan.evaluation(task, run)

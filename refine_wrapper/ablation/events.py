@@ -1,4 +1,4 @@
-"""What a host logged, from its TensorBoard files: the one tracker that all hosts write without an account or a network."""
+"""What a host logged, from its TensorBoard files: the tracker that all hosts can write without account or network."""
 
 # tensorboard has no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
@@ -25,7 +25,7 @@ class Value(NamedTuple):
 
 
 def read_scalars(folder: Path) -> dict[str, list[Value]]:
-    """Tag -> its values by step, from all event files below a folder; of a step that was logged twice the later value."""
+    """Tag -> its values by step, from all event files below a folder; of a step that was logged twice the later one."""
     found: dict[str, dict[int, Value]] = {}
     for file in sorted(folder.glob(_PATTERN)):
         for tag, value in _scalars_of(file):
@@ -36,7 +36,7 @@ def read_scalars(folder: Path) -> dict[str, list[Value]]:
 
 
 def named(scalars: Mapping[str, list[Value]], launch: Launch) -> dict[str, list[Value]]:
-    """The same under the names that all hosts share: ``reward``, ``refine/uplift``; what is a host's alone as ``host/TAG``."""
+    """The same under the names that all hosts share (``reward``, ``refine/uplift``); others as ``host/TAG``."""
     shared = {tag: name for name, tag in launch.metrics.items()}
     renamed: dict[str, list[Value]] = {}
     for tag, values in scalars.items():

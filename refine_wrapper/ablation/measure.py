@@ -1,4 +1,4 @@
-"""``python -m refine_wrapper.ablation.measure FOLDER MODEL``: the held-out measure of a cell, in the host's environment."""
+"""``python -m refine_wrapper.ablation.measure FOLDER MODEL``: the held-out measure of a cell."""
 
 from __future__ import annotations
 

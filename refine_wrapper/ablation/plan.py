@@ -46,8 +46,8 @@ Arguments = Annotated[tuple[str, ...], BeforeValidator(_as_arguments), Field(min
 class HostPlan(BaseModel):
     """How one host is launched.
 
-    Its command is the one that trains without this package; ``refine-wrapper run`` is put in front of it. ``{seed}`` and
-    the like are replaced; values that the command does not place are appended in the host's own words.
+    Its command is the one that trains without this package; ``refine-wrapper run`` is put in front of it. ``{seed}``
+    and the like are replaced; values that the command does not place are appended in the host's own words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,8 +94,8 @@ class Plan(BaseModel):
     )
     match: Literal["completions", "tokens"] = Field(
         "completions",
-        description="What both arms spend alike. tokens: a refined cell trains as many steps as generate the tokens of its "
-        "plain cell, counted in a pilot.",
+        description="What both arms spend alike. tokens: a refined cell trains as many steps as generate the tokens of "
+        "its plain cell, counted in a pilot.",
     )
     steps: int | None = Field(None, ge=1, description="Optimizer steps. Unset: as the command says.")
     pilot_steps: int = Field(8, ge=1, description="Steps of the pilot of match: tokens.")
@@ -103,7 +103,8 @@ class Plan(BaseModel):
         None, description="Held-out measure of each trained model: the settings of `refine-wrapper eval`."
     )
     start: str = Field(
-        "", description="The model that the commands start from: measured too, as `before training`. {run} is the run folder."
+        "",
+        description="The model that the commands start from: measured too, as `before training`. {run} is the run folder.",
     )
     plugins: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         (), description="Python modules to load as plugins."
@@ -120,7 +121,9 @@ class Plan(BaseModel):
             raise ConfigError(explain(error, type(self).model_fields)) from None
         for name in self.refine:
             if name not in field_names():
-                raise ConfigError(f"refine: unknown setting refine.{name} in the plan. {did_you_mean(name, field_names())}")
+                raise ConfigError(
+                    f"refine: unknown setting refine.{name} in the plan. {did_you_mean(name, field_names())}"
+                )
             if name in _NOT_VARIED:
                 raise ConfigError(f"refine: refine.{name} cannot be varied: an ablation sets it in each cell itself.")
         if self.match == "tokens" and (self.steps is None or not self.plain):
@@ -173,7 +176,9 @@ class Plan(BaseModel):
         for argument in self.prepare:
             fill(argument, {"run": ""}, "prepare")
         if self.start and self.evaluate is None:
-            raise ConfigError("refine: `start` names a model to measure, and the plan does not say how: add `evaluate`.")
+            raise ConfigError(
+                "refine: `start` names a model to measure, and the plan does not say how: add `evaluate`."
+            )
 
     def objectives_on(self, host: str) -> list[str]:
         """The objectives that are trained on one host."""
@@ -195,7 +200,9 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(content, dict):
         raise ConfigError(f"refine: {str(path)!r} must hold a mapping with at least `hosts`; see docs/ablation.md.")
     # PyYAML reads a bare `off` or `on` as a truth value, and keys are names here.
-    return Plan(**{"folder": path.absolute().parent, **{str(key): value for key, value in cast("Any", content).items()}})
+    return Plan(
+        **{"folder": path.absolute().parent, **{str(key): value for key, value in cast("Any", content).items()}}
+    )
 
 
 def launch_of(host: str, plugins: Plugins) -> Launch:
@@ -232,7 +239,9 @@ def fill(text: str, values: Mapping[str, Any], where: str) -> str:
                 )
             parts.append(str(values[name]))
     except ValueError as error:
-        raise ConfigError(f"refine: {where}: {text!r}: {error}. A brace itself is written twice: {{{{ or }}}}.") from None
+        raise ConfigError(
+            f"refine: {where}: {text!r}: {error}. A brace itself is written twice: {{{{ or }}}}."
+        ) from None
     return "".join(parts)
 
 

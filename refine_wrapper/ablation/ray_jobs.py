@@ -16,7 +16,7 @@ _ENDED: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
 class RayJobs:
-    """Submits cells to the job server of a cluster; what was submitted goes on without us, and is found again by its name.
+    """Submits cells to the job server of a cluster; they go on without us, and are found again by name.
 
     Args:
         address: Of the job server, such as ``http://127.0.0.1:8265``.

@@ -1,7 +1,7 @@
 """``python -m refine_wrapper.ablation.run_cell FOLDER``: trains and measures one cell.
 
-A process of its own, so that a cell goes on when whoever started it is killed. It holds a lock on the cell's folder as long
-as it or its command lives; ``status.json`` is the last thing that it writes.
+A process of its own, so that a cell goes on when whoever started it is killed. It holds a lock on the cell's folder as
+long as it or its command lives; ``status.json`` is the last thing that it writes.
 """
 
 from __future__ import annotations

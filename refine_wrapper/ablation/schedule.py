@@ -135,7 +135,7 @@ def run_cells(
 
 
 def _ready(run: Run, waiting: Sequence[Cell], running: Sequence[Cell]) -> Iterator[Cell]:
-    """Cells that need no other that is still to come; a cell whose plain cell failed is tried, and says why it cannot go on."""
+    """Cells that need no other that is still to come. One whose plain cell failed is tried, and says why it fails."""
     unfinished = {cell.name for cell in (*waiting, *running)}
     return (cell for cell in waiting if cell.plain_cell not in unfinished)
 
@@ -144,7 +144,9 @@ def _note_lost(folder: CellFolder) -> None:
     """A cell that ended without a word was killed, with its supervisor: by hand, or for want of memory."""
     if folder.status is None:
         why = "ended without a word: killed, perhaps for want of memory. The same command starts it anew."
-        write_whole(folder.path / "status.json", f'{{"state": "{FAILED}", "code": 137, "why": "{why}", "seconds": 0}}\n')
+        write_whole(
+            folder.path / "status.json", f'{{"state": "{FAILED}", "code": 137, "why": "{why}", "seconds": 0}}\n'
+        )
 
 
 def _stop(run: Run, running: list[Cell], where: Cells, tick: Callable[[list[Cell], list[Cell]], None]) -> None:

@@ -1,8 +1,8 @@
 """What a cell spent: completions and generated tokens, step by step.
 
-A refined cell's trace counts them exactly. A plain cell has no trace: its completions are prompts x G, its tokens those times the
-mean length that the host logs; the prompts per step are those of a refined cell of the same command, whose batch
-``match_budget`` keeps.
+A refined cell's trace counts them exactly. A plain cell has no trace: its completions are prompts x G, its tokens those
+times the mean length that the host logs; the prompts per step are those of a refined cell of the same command, whose
+batch ``match_budget`` keeps.
 """
 
 from __future__ import annotations

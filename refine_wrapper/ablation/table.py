@@ -42,7 +42,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "seconds": "float64",
     "value": "float64",
 }
-"""Column -> type. ``completions``, ``tokens`` and ``seconds`` (of training, from the first logged step on) count up to ``step``."""
+"""Column -> type. ``completions``, ``tokens`` and ``seconds`` (from the first logged step on) count up to ``step``."""
 
 
 def build_table(folders: Iterable[CellFolder]) -> pd.DataFrame:
@@ -57,7 +57,10 @@ def build_table(folders: Iterable[CellFolder]) -> pd.DataFrame:
         for folder, cell in cells
         if cell.command
     }
-    steps = {name: max((value.step for values in tags.values() for value in values), default=0) for name, tags in logged.items()}
+    steps = {
+        name: max((value.step for values in tags.values() for value in values), default=0)
+        for name, tags in logged.items()
+    }
     prompts = _prompts(cells, spent, steps)
     rows = [
         {**cell.columns, **row}
@@ -87,7 +90,9 @@ def read_table(run: Path) -> pd.DataFrame:
 
     path = run / FILE_NAME
     if not path.is_file():
-        raise ConfigError(f"refine: {str(run)!r} holds no {FILE_NAME}. `refine-wrapper ablate PLAN --out {run}` writes it.")
+        raise ConfigError(
+            f"refine: {str(run)!r} holds no {FILE_NAME}. `refine-wrapper ablate PLAN --out {run}` writes it."
+        )
     return pd.read_parquet(path)
 
 
@@ -158,6 +163,9 @@ def _evaluated(folder: CellFolder) -> Iterator[tuple[str, float]]:
                 continue
             if position == 0:  # avg@k
                 yield f"eval/{name}", float(estimate["value"])
-                yield f"eval/{name}/se", float(estimate["standard_error"] if estimate["standard_error"] is not None else nan)
+                yield (
+                    f"eval/{name}/se",
+                    float(estimate["standard_error"] if estimate["standard_error"] is not None else nan),
+                )
             else:
                 yield f"eval/{name}/{figure}", float(estimate["value"])

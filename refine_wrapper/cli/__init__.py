@@ -31,6 +31,11 @@ _COMMANDS: Final = {
         "objectives",
         "List the objectives that can be wrapped, with the exact settings each becomes on each host.",
     ),
+    "ablate": (
+        "refine_wrapper.cli.ablate",
+        "ablate",
+        "Train a grid of runs, plain and refined, and say what the comparison shows.",
+    ),
     "plugins": ("refine_wrapper.cli.plugins", "plugins", "List the plugins and everything they registered."),
     "config": (
         "refine_wrapper.cli.config",

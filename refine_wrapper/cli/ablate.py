@@ -1,0 +1,316 @@
+"""``refine-wrapper ablate``: a grid of training runs, with and without refinement, and what they show."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, cells_of
+from refine_wrapper.ablation.files import write_whole
+from refine_wrapper.ablation.plan import Plan, fill, read_plan
+from refine_wrapper.ablation.schedule import Cells, Run, run_cells
+from refine_wrapper.cli.settings import plugin_option
+from refine_wrapper.errors import ConfigError
+from refine_wrapper.plugins import Plugins
+
+_INTERRUPTED: Final = 130
+_LINES: Final = 12
+"""Of a failed cell's log that are shown."""
+_EXTRA: Final = {"pandas": "", "pyarrow": "", "scipy": "", "tensorboard": "", "plotly": "", "jinja2": ""}
+_METRIC: Final = ("eval/single_shot", "reward")
+"""What is compared unless another metric is asked for: the held-out measure, else the training reward."""
+
+
+@click.command()
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Run folder. The same command goes on where it was stopped.  [default: runs/NAME-OF-PLAN]",
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells that run at once.")
+@click.option("--ray", "ray_address", metavar="ADDRESS", help="Run cells as jobs of this Ray cluster (its job server).")
+@click.option("--only", metavar="PATTERN", help="Run only cells whose name matches, as in '*-dapo-*seed0'.")
+@click.option("--metric", help="What is compared at the end.  [default: eval/single_shot, else reward]")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the cells, their state, their commands and the cost; start nothing."
+)
+@plugin_option
+def ablate(
+    plan_file: Path,
+    out: Path | None,
+    jobs: int,
+    ray_address: str | None,
+    only: str | None,
+    metric: str | None,
+    dry_run: bool,
+    plugin_modules: tuple[str, ...],
+) -> None:
+    """Train a grid of cells, each plain and refined, and say what the comparison shows.
+
+    PLAN is a YAML file; docs/ablation.md explains it. The smallest one:
+
+    \b
+        hosts:
+          trl:
+            command: python train.py
+        objectives: [grpo, dapo]
+        refine:
+          num_drafts: 4
+        seeds: 3
+
+    Each cell is the host's own command in a process of its own, under `refine-wrapper run`. A finished cell is never
+    run twice, also after kill -9; a failed one does not stop the others, and is tried again by the next call.
+    Results: OUT/results.parquet (one row per value), OUT/summary.md, OUT/report.html.
+    """
+    plan = read_plan(plan_file)
+    if plugin_modules:
+        plan = Plan(**{**plan.model_dump(), "plugins": [*plan.plugins, *plugin_modules]})
+    plugins = Plugins(plan.plugins)
+    plan.check(plugins)
+    folder = (out or Path("runs") / plan_file.stem).absolute()
+    run = Run(folder, cells_of(plan, folder, plugins))
+    wanted = run.selected(only)
+    run.check()
+    console = Console(markup=False, highlight=False, emoji=False)
+    _describe(console, plan, run, wanted, jobs)
+    if dry_run:
+        _commands(console, run, wanted)
+        return
+    _need_packages()
+    run.claim()
+    write_whole(folder / "plan.yaml", plan_file.read_text(encoding="utf-8"))
+    _prepare(console, plan, folder)
+    interrupted = False
+    try:
+        _train(console, plan, run, wanted, _where(ray_address), jobs)
+    except KeyboardInterrupt:
+        interrupted = True
+    _conclude(console, run, metric)
+    failed = [cell for cell in run.in_state(FAILED) if cell in wanted]
+    for cell in failed:
+        _show_failure(console, run, cell)
+    if interrupted:
+        console.print("Interrupted. The same command goes on; finished cells are kept.")
+        raise SystemExit(_INTERRUPTED)
+    if failed:
+        raise SystemExit(1)
+
+
+def _where(ray_address: str | None) -> Cells:
+    if ray_address:
+        from refine_wrapper.ablation.ray_jobs import RayJobs
+
+        return RayJobs(ray_address)
+    from refine_wrapper.ablation.local import LocalCells
+
+    return LocalCells()
+
+
+def _need_packages() -> None:
+    """Found missing here, and not after the last cell."""
+    missing: list[str] = []
+    for name in _EXTRA:
+        try:
+            import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ConfigError(
+            f"refine: `ablate` needs {', '.join(missing)}. Install it with: pip install 'refine-wrapper[ablation]'"
+        )
+
+
+def _describe(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], jobs: int) -> None:
+    """The plan and its cost."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("host", "objective", "task", "setting", "seeds", "finished"):
+        table.add_column(heading)
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in wanted:
+        setting = cell.name.rpartition("--seed")[0].rpartition(f"{cell.task}--")[2] or "measured only"
+        groups.setdefault((cell.host, cell.objective, cell.task, setting), []).append(cell)
+    finished = {cell.name for cell in run.in_state(FINISHED)}
+    for key, cells in groups.items():
+        done = sum(cell.name in finished for cell in cells)
+        table.add_row(*key, ", ".join(str(cell.seed) for cell in cells if cell.command), f"{done} of {len(cells)}")
+    console.print(table)
+    trained = [cell for cell in wanted if cell.command]
+    left = [cell for cell in trained if cell.name not in finished]
+    steps = f" x {plan.steps} steps" if plan.steps else ""
+    console.print(
+        f"{len(trained)} cells{steps}, {plan.completions} completions per prompt each"
+        + (", matched by generated tokens" if plan.match == "tokens" else "")
+        + f"; {len(left)} to run, {jobs} at once. {_cost(run, left, jobs)} Run folder: {run.folder}"
+    )
+
+
+def _cost(run: Run, left: Sequence[Cell], jobs: int) -> str:
+    seconds = _mean_seconds(run)
+    if not left:
+        return "Nothing is left to train."
+    if seconds is None:
+        return "How long a cell takes is known after the first one; `--only NAME` runs one alone."
+    return f"About {_time(seconds * len(left) / jobs)} left, by the cells that are finished."
+
+
+def _mean_seconds(run: Run) -> float | None:
+    seconds = [
+        status["ended"] - status["started"]
+        for cell in run.in_state(FINISHED)
+        if cell.command and "ended" in (status := run.of(cell).status or {})
+    ]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def _commands(console: Console, run: Run, wanted: Sequence[Cell]) -> None:
+    """Each kind of command once: the first plain and the first refined cell of each host."""
+    seen: set[tuple[str, bool]] = set()
+    for cell in wanted:
+        if cell.command and (cell.host, cell.refined) not in seen:
+            seen.add((cell.host, cell.refined))
+            steps = cell.steps if not cell.plain_cell else None
+            console.print(f"\n{cell.name}:\n{shlex.join(cell.arguments(run.of(cell).path, steps))}", soft_wrap=True)
+    console.print("\nNothing was started.")
+
+
+def _prepare(console: Console, plan: Plan, folder: Path) -> None:
+    """Run the plan's own preparation, once for a run folder.
+
+    Raises:
+        ConfigError: If it fails.
+    """
+    done, log = folder / ".prepared", folder / "prepare.log"
+    if not plan.prepare or done.exists():
+        return
+    first = next(iter(plan.hosts.values()))
+    command = [fill(argument, {"run": str(folder)}, "prepare") for argument in plan.prepare]
+    if command[0] == "python":
+        command[0] = first.python
+    with console.status(f"Preparing: {shlex.join(command)}"), log.open("wb") as output:
+        code = subprocess.run(command, cwd=plan.folder, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise ConfigError(f"refine: `prepare` ended with code {code}; its log is {log}:\n{_tail(log)}")
+    write_whole(done, "")
+
+
+def _train(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], where: Cells, jobs: int) -> None:
+    """Run the cells under a bar for all, and one for each that runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bars = _Bars(progress, plan, run, wanted, jobs)
+        run_cells(run, wanted, where, jobs, bars.update)
+
+
+class _Bars:
+    """The progress display, and a line above it for each cell that ends."""
+
+    def __init__(self, progress: Progress, plan: Plan, run: Run, wanted: Sequence[Cell], jobs: int) -> None:
+        self._progress, self._plan, self._run, self._wanted, self._jobs = progress, plan, run, wanted, jobs
+        self._bars: dict[str, TaskID] = {}
+        self._read = 0.0
+        self._all = progress.add_task("cells", total=len(wanted), left="")
+
+    def update(self, running: list[Cell], waiting: list[Cell]) -> None:
+        """Draw the state."""
+        ended = len(self._wanted) - len(running) - len(waiting)
+        self._progress.update(self._all, completed=ended, left=self._left(running, waiting))
+        names = {cell.name for cell in running}
+        for name in [name for name in self._bars if name not in names]:
+            self._progress.remove_task(self._bars.pop(name))
+            self._say_ended(name)
+        for cell in running:
+            if cell.name not in self._bars:
+                self._bars[cell.name] = self._progress.add_task(cell.name, total=cell.steps, left="")
+        if time.monotonic() - self._read > 5:
+            self._read = time.monotonic()
+            for cell in running:
+                if cell.steps:
+                    self._progress.update(self._bars[cell.name], completed=self._steps(cell))
+
+    def _steps(self, cell: Cell) -> int:
+        from refine_wrapper.ablation.events import last_step
+
+        try:
+            return last_step(self._run.of(cell).path / "tensorboard")
+        except Exception:  # a file that is being written; the bar is no reason to end a run
+            return 0
+
+    def _left(self, running: Sequence[Cell], waiting: Sequence[Cell]) -> str:
+        seconds = _mean_seconds(self._run)
+        if seconds is None:
+            return "time left: known after the first cell"
+        now = time.monotonic()
+        going = sum(max(0.0, seconds - (now - self._run.started.get(cell.name, now))) for cell in running)
+        return f"about {_time((going + seconds * len(waiting)) / max(1, min(self._jobs, len(running) + len(waiting))))} left"
+
+    def _say_ended(self, name: str) -> None:
+        cell = next(cell for cell in self._run.cells if cell.name == name)
+        status = self._run.of(cell).status
+        if status is not None:
+            seconds = _time(status["seconds"])
+            self._progress.console.print(
+                f"{status['state']} {name} in {seconds}" + (f": {status['why']}" if status["why"] else "")
+            )
+
+
+def _conclude(console: Console, run: Run, metric: str | None) -> None:
+    """Table, comparison and page of what there is."""
+    from refine_wrapper.ablation.comparison import compare, sentence, summary
+    from refine_wrapper.ablation.screen import comparison_table, markdown
+    from refine_wrapper.ablation.table import build_table, write_table
+    from refine_wrapper.report import write_report
+
+    with console.status("Reading what the cells wrote"):
+        table = build_table([run.of(cell) for cell in run.cells])
+        write_table(table, run.folder)
+    names = set(table["metric"].tolist())
+    chosen = metric or next((name for name in _METRIC if name in names), None)
+    if chosen is None or table.empty:
+        console.print("No cell has logged anything yet.")
+        return
+    comparisons = compare(table, chosen)
+    states = Counter(str((run.of(cell).status or {}).get("state", "not finished")) for cell in run.cells)
+    counted = ", ".join(f"{count} {state}" for state, count in states.items())
+    console.print(comparison_table(comparisons, chosen))
+    console.print(f"{sentence(comparisons, chosen)} Cells: {counted}.")
+    write_whole(run.folder / "summary.md", markdown(summary(table, chosen), comparisons, chosen, counted))
+    console.print(f"Values: {run.folder / 'results.parquet'}\nSummary: {run.folder / 'summary.md'}")
+    console.print(f"Report: {write_report(run.folder)}")
+
+
+def _show_failure(console: Console, run: Run, cell: Cell) -> None:
+    folder = run.of(cell)
+    console.print(f"\nfailed: {cell.name}: {(folder.status or {}).get('why')}\nLog: {folder.log}\n{_tail(folder.log)}")
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "  (nothing was written)"
+    return "\n".join(f"  {line}" for line in lines[-_LINES:])
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
