@@ -33,8 +33,8 @@ NAMES = tuple(_GENERATORS)
 class Task:
     """Problems of one kind.
 
-    ``palindrome``: arrange six letters to a palindrome, asked as ``letters:``. ``sorting``: sort six digits, written as the
-    letters a to j, asked as ``digits:`` for ascending and ``digits.`` for descending order.
+    ``palindrome``: arrange six letters to a palindrome, asked as ``letters:``. ``sorting``: sort six digits, written as
+    the letters a to j, asked as ``digits:`` for ascending and ``digits.`` for descending order.
     """
 
     name: str

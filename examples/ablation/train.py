@@ -1,4 +1,4 @@
-"""Plain TRL on one of the two tasks. Nothing in here knows about refinement; every setting of TRL's config is a flag."""
+"""Plain TRL on one of the two tasks; every setting of TRL's config is a flag. Nothing in here knows of refinement."""
 
 from __future__ import annotations
 

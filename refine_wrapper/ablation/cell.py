@@ -157,7 +157,7 @@ class CellFolder:
         content = read_json(self.path / "cell.json")
         if content is None:
             raise ConfigError(f"refine: {str(self.path)!r} is no cell of an ablation: it holds no cell.json.")
-        lists = {name: tuple(content[name]) for name in ("command", "plugin_modules")}
+        lists: dict[str, Any] = {name: tuple(content[name]) for name in ("command", "plugin_modules")}
         return Cell(**{**content, **lists})
 
 

@@ -29,7 +29,7 @@ _NOT_VARIED: Final = ("enabled", "objective", "match_budget", "trace_dir", "seed
 
 
 def _as_list(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
+    return value if type(value) in (list, tuple) else [value]
 
 
 def _as_seeds(value: Any) -> Any:
@@ -104,7 +104,7 @@ class Plan(BaseModel):
     )
     start: str = Field(
         "",
-        description="The model that the commands start from: measured too, as `before training`. {run} is the run folder.",
+        description="Model that the commands start from: measured too, as `before training`. {run}: the run folder.",
     )
     plugins: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         (), description="Python modules to load as plugins."

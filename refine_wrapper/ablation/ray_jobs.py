@@ -2,6 +2,7 @@
 
 # Ray has no types here: the core does not install it.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingImports=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 

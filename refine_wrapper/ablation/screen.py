@@ -52,7 +52,7 @@ def markdown(summary: pd.DataFrame, comparisons: Sequence[Comparison], metric: s
         lines.append(f"| {' | '.join(named)} | {_interval(row['mean'], row['low'], row['high'])} | {row['seeds']} |")
     lines += [
         "",
-        "Means over seeds with Student's 95 % intervals; differences are paired by seed, refined minus plain. A difference "
+        "Means over seeds with Student's 95 % intervals. Differences are refined minus plain, paired by seed; one "
         "counts as shown if its p-value, corrected by Holm's method for all comparisons of the table, is below 0.05.",
         "",
     ]

@@ -1,7 +1,7 @@
 """The results table: every value of every cell, one row each, as Parquet."""
 
 # The stubs of pandas leave types of columns and rows unknown.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 

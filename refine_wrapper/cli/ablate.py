@@ -261,7 +261,8 @@ class _Bars:
             return "time left: known after the first cell"
         now = time.monotonic()
         going = sum(max(0.0, seconds - (now - self._run.started.get(cell.name, now))) for cell in running)
-        return f"about {_time((going + seconds * len(waiting)) / max(1, min(self._jobs, len(running) + len(waiting))))} left"
+        at_once = max(1, min(self._jobs, len(running) + len(waiting)))
+        return f"about {_time((going + seconds * len(waiting)) / at_once)} left"
 
     def _say_ended(self, name: str) -> None:
         cell = next(cell for cell in self._run.cells if cell.name == name)
