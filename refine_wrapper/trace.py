@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.types import Draft, GroupOutcome, Prompt
+from refine_wrapper.types import (
+    Action,
+    Draft,
+    DraftOutcome,
+    FallbackCause,
+    GroupOutcome,
+    GroupPlan,
+    Prompt,
+    Refinement,
+    Selection,
+)
 
 try:
     import fcntl
@@ -62,14 +73,66 @@ class TraceWriter:
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """The groups of a trace folder or file; incomplete lines (a process was killed while writing) are left out."""
     file = path / FILE_NAME if path.is_dir() else path
-    groups: list[dict[str, Any]] = []
-    # Not splitlines(): texts may hold other line separators (U+2028). A killed process may leave half a character.
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            groups.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return groups
+    # In bytes a line ends at b"\n" only: texts may hold other line separators (U+2028).
+    with file.open("rb") as lines:
+        return [record for line in lines if (record := parse_line(line)) is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """One line of ``groups.jsonl``, or None if it is incomplete. A killed process may leave half a character."""
+    try:
+        record: Any = json.loads(line.decode("utf-8", errors="replace"))
+    except json.JSONDecodeError:
+        return None
+    # The rest of a line that was cut can be valid JSON by itself, such as a number.
+    return record if isinstance(record, dict) and "group_id" in record else None  # pyright: ignore[reportUnknownVariableType]
+
+
+def outcome_of_record(record: Mapping[str, Any]) -> GroupOutcome:
+    """The group that :func:`trace_record` wrote, for example to summarize a trace with the metrics' own definitions.
+
+    Texts are empty if they were not written.
+
+    Raises:
+        KeyError, TypeError, ValueError: If it is not such a record.
+    """
+    drafts_N = tuple(
+        Draft(
+            index=index,
+            text=entry.get("text", ""),
+            reward=entry["reward"],
+            num_tokens=entry["num_tokens"],
+            finished=entry["finished"],
+            outcome=DraftOutcome(entry["outcome"]),
+            detail=entry.get("detail", ""),
+            policy_version=entry.get("policy_version"),
+        )
+        for index, entry in enumerate(record["drafts"])
+    )
+    selected = record["selected"]
+    plan = GroupPlan(
+        group_id=record["group_id"],
+        action=Action(record["action"]),
+        question=record.get("question", ""),
+        prompt=record.get("prompt", ""),
+        drafts_N=drafts_N,
+        selection=None if selected is None else Selection(drafts_N[int(selected)], record["selector"], record["tied"]),
+        draft_text=record.get("draft_text", ""),
+        draft_shortened=record["draft_shortened"],
+        cause=FallbackCause(record["cause"]) if record["cause"] else None,
+        stage1_seconds=record["stage1_seconds"],
+    )
+    refinements_G = tuple(
+        Refinement(
+            text=entry.get("text", ""),
+            reward=entry["reward"],
+            num_tokens=entry["num_tokens"],
+            finished=entry["finished"],
+            failure=entry.get("failure", ""),
+        )
+        for entry in record["refinements"]
+    )
+    return GroupOutcome(plan, refinements_G, record["stage2_seconds"], record["step"], record.get("policy_version"))
 
 
 def _ends_in_half_a_line(descriptor: int) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from refine_wrapper.budget import CompletionBudget, check_room, matched_batch_size, matched_group_size, prompt_room
 from refine_wrapper.errors import BudgetError, ConfigError
 from refine_wrapper.metrics import METRICS, CopyWatch, summarize
-from refine_wrapper.trace import TraceWriter, read_trace
+from refine_wrapper.trace import TraceWriter, outcome_of_record, parse_line, read_trace
 
 
 def test_metrics_by_hand() -> None:
@@ -108,6 +108,28 @@ def test_a_line_cut_by_a_kill_is_skipped_and_texts_are_opt_in(tmp_path: Path) ->
     assert [group["group_id"] for group in groups] == ["g"]
     assert "secret" not in (tmp_path / "groups.jsonl").read_text()
     assert groups[0]["drafts"][0]["outcome"] == "ok"
+
+
+def test_a_trace_gives_the_same_metrics_as_the_run(tmp_path: Path) -> None:
+    refiner = refiner_with()
+    outcomes = [
+        finished(refiner.plan("a", "q", scored(0.0, 1.0)), [1.0, 1.0], text="draft 1"),
+        finished(refiner.plan("b", [{"role": "user", "content": "q"}], scored(0.5, 0.0)), [0.0, 1.0], text="\u2028"),
+        finished(refiner.plan("c", "q", scored(None, None)), [0.0, 0.5]),
+    ]
+    writer = TraceWriter(tmp_path, texts=True)
+    for outcome in outcomes:
+        writer.write(outcome)
+    read = [outcome_of_record(record) for record in read_trace(tmp_path)]
+    assert [outcome.plan.drafts_N for outcome in read] == [outcome.plan.drafts_N for outcome in outcomes]
+    assert [outcome.refinements_G for outcome in read] == [outcome.refinements_G for outcome in outcomes]
+    as_run, as_read = (summarize(list_P, max_reward=1.0, extract_answer=str.strip) for list_P in (outcomes, read))
+    assert as_read == pytest.approx(as_run, abs=1e-4)  # seconds are rounded on disk
+
+
+def test_what_is_left_of_a_cut_line_is_no_group() -> None:
+    assert parse_line(b"5\n") is None
+    assert parse_line(b'{"reward": 1}') is None
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
