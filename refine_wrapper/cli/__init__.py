@@ -1,4 +1,4 @@
-"""The command line: ``refine-wrapper run | eval | doctor | objectives | plugins | config | demo``.
+"""The command line: ``refine-wrapper run | eval | doctor | objectives | plugins | config | report | demo``.
 
 A subcommand is imported when it is used, so that ``refine-wrapper --help`` takes no time.
 """
@@ -42,6 +42,7 @@ _COMMANDS: Final = {
         "config",
         "Print the resolved settings and where each value came from.",
     ),
+    "report": ("refine_wrapper.cli.report", "report", "Write one HTML page of a run: tables, curves, groups."),
     "demo": (
         "refine_wrapper.cli.demo",
         "demo",
