@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from refine_wrapper.ablation.comparison import CONFIDENCE, SETTING, Interval, interval
-from refine_wrapper.report.run_folder import setting_name, setting_of
+from refine_wrapper.report.run_folder import setting_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,10 +87,11 @@ class Curves:
 
     Args:
         table: A results table.
+        name_of: Gives a setting its name.
     """
 
-    def __init__(self, table: pd.DataFrame) -> None:
-        self._settings = [_Setting(rows) for rows in by_setting(table)]
+    def __init__(self, table: pd.DataFrame, name_of: Callable[[Mapping[str, Any]], str]) -> None:
+        self._settings = [_Setting(rows, name_of) for rows in by_setting(table)]
 
     def of(self, metric: str, *, points: int) -> list[Curve]:
         """The curves of a metric, a curve per task and setting, in the order of the table.
@@ -114,9 +115,9 @@ def by_setting(table: pd.DataFrame) -> list[pd.DataFrame]:
 class _Setting:
     """One task and setting: its rows by metric, and where each of its steps stands on the other axes."""
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(self, rows: pd.DataFrame, name_of: Callable[[Mapping[str, Any]], str]) -> None:
         head = setting_of(rows.iloc[0].to_dict())
-        self._task, self._name = str(head["task"] or ""), setting_name(head)
+        self._task, self._name = str(head["task"] or ""), name_of(head)
         self._by_metric = {
             str(metric): of_metric for metric, of_metric in rows[rows["value"].notna()].groupby("metric", observed=True)
         }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from refine_wrapper.report.run_folder import Cell, Run, setting_name
+from refine_wrapper.report.run_folder import Cell, Run
 from refine_wrapper.report.trace_table import NO_STEP, TraceIndex, index_trace
 from refine_wrapper.rewards.answers import extract_answer
 
@@ -47,7 +47,7 @@ def sample_groups(run: Run, max_groups: int) -> Groups:
         left = len(cells) - number
         share = -(-(max_groups - len(shown)) // left)
         shown += [_group(record, number, cell) for record in index.records(_even(index, share))]
-    return Groups(tuple(_cell(cell) for cell in cells), tuple(shown), total, incomplete)
+    return Groups(tuple(_cell(cell, run) for cell in cells), tuple(shown), total, incomplete)
 
 
 def clip(text: str) -> str:
@@ -67,10 +67,10 @@ def _even(index: TraceIndex, count: int) -> list[int]:
     return [order[number * (len(order) - 1) // (count - 1)] for number in range(count)]
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: Cell, run: Run) -> dict[str, Any]:
     return {
         "name": cell.name,
-        "setting": setting_name(cell.setting),
+        "setting": run.name_of(cell.setting),
         "task": str(cell.setting.get("task") or ""),
         "seed": cell.seed,
         "max_reward": cell.max_reward,

@@ -88,7 +88,7 @@ def _render(run: Run, asked: str | None, max_groups: int) -> str:
 
     metric = tables.chosen_metric(run, asked)
     compared = tables.comparisons(run, metric)
-    titles, rows = tables.settings_table(run, metric)
+    listed = tables.settings_tables(run, metric)
     drawn, others = tables.charts(run)
     held_out = tables.held_out(run)
     groups = sample_groups(run, max_groups)
@@ -126,15 +126,14 @@ def _render(run: Run, asked: str | None, max_groups: int) -> str:
         metric=metric,
         says=says.replace(metric, tables.title_of(metric), 1) if metric else "",
         comparisons=list(zip(compared, _places(compared), strict=True)),
-        titles=titles,
-        rows=rows,
+        tables=listed,
         failed=[cell for cell in run.cells if cell.state == "failed"],
         unfinished=[cell for cell in run.cells if cell.state not in ("failed", "finished")],
         charts=drawn,
         others=others,
         held_out=held_out,
         groups=groups,
-        tasks=list(dict.fromkeys(row.task for row in rows)),
+        tasks=list(dict.fromkeys(row[0] for table in listed for row in table.rows)),
         settings=data["settings"],
     )
 

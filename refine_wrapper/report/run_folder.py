@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from refine_wrapper.ablation.cell import START
 from refine_wrapper.ablation.comparison import SETTING, setting_label
+from refine_wrapper.ablation.files import read_json
+from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import RefineError
 from refine_wrapper.trace import FILE_NAME
 
@@ -74,6 +76,10 @@ class Run:
     plan: str = ""
     notes: tuple[str, ...] = ()
 
+    def name_of(self, setting: Mapping[str, Any]) -> str:
+        """A setting in a few words, of this run: what host it is need not be said where there is but one."""
+        return setting_name(setting, with_host=self.table.loc[self.table["host"] != "", "host"].nunique() > 1)
+
 
 def read_run(path: Path, *, max_reward: float | None = None) -> Run:
     """Read a run folder.
@@ -123,16 +129,18 @@ def read_run(path: Path, *, max_reward: float | None = None) -> Run:
 
 
 def setting_of(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """The setting in a row of the table or a cell.json, NaN as None."""
+    """The setting in a row of the table, NaN as None."""
     values = {name: row.get(name) for name in SETTING}
     return {name: None if value != value else value for name, value in values.items()}
 
 
-def setting_name(setting: Mapping[str, Any]) -> str:
+def setting_name(setting: Mapping[str, Any], *, with_host: bool = True) -> str:
     """Host, objective and the rest of a setting, as far as they are known, in a few words."""
     if not setting:
         return ""
-    known = [str(setting[name]) for name in ("host", "objective") if setting[name]]
+    if setting["objective"] == START:
+        return "before training"
+    known = [str(setting[name]) for name in ("host", "objective")[not with_host :] if setting[name]]
     return " · ".join([*known, setting_label(setting)])
 
 
@@ -168,17 +176,21 @@ def _read_table(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ReportError(f"refine: {str(path)!r} lacks the columns {', '.join(missing)}: it is not from `ablate`.")
-    if table.empty:
-        raise ReportError(f"refine: {str(path)!r} has no rows: no cell has measured anything yet.")
-    return table
+    if not table["value"].notna().any():
+        raise ReportError(f"refine: {str(path)!r} has no values: no cell has measured anything yet.")
+    # A text that is missing is None, whichever of its NAs pandas reads; a value that is missing says nothing.
+    texts = ("host", "objective", "task", "selector", "template")
+    table = table.assign(**{name: table[name].astype(object).where(table[name].notna(), None) for name in texts})
+    return table[table["value"].notna()]
 
 
 def _read_cell(
     name: str, folder: Path | None, noted: tuple[dict[str, Any], int] | None, max_reward: float | None
 ) -> Cell:
-    described: Mapping[str, Any] = _read_json(folder / "cell.json") if folder else {}
-    status: Mapping[str, Any] = _read_json(folder / "status.json") if folder else {}
-    setting, seed = noted or (setting_of(described) if "objective" in described else {}, described.get("seed"))
+    described = read_json(folder / "cell.json") if folder else None
+    # A cell that was killed, or has not started: what it has is shown.
+    status = (read_json(folder / "status.json") if folder else None) or {}
+    setting, seed = noted or ({}, None)
     state = str(status.get("state", "finished" if noted else "unfinished"))
     trace = folder / "trace" / FILE_NAME if folder else None
     return Cell(
@@ -189,26 +201,15 @@ def _read_cell(
         why=str(status.get("why", "")),
         log=_last_lines(folder / "log.txt") if folder and state == "failed" else "",
         trace=trace if trace and trace.exists() else None,
-        max_reward=max_reward if max_reward is not None else _max_reward(described),
+        max_reward=_max_reward(described) if max_reward is None else max_reward,
     )
 
 
-def _max_reward(described: Mapping[str, Any]) -> float:
-    """From the cell's refinement settings if it has any, else the settings' own default."""
-    for settings in (described, described.get("refine")):
-        if isinstance(settings, dict):
-            value: Any = settings.get("max_reward")  # pyright: ignore[reportUnknownMemberType]
-            if isinstance(value, (int, float)):
-                return float(value)
-    return 1.0
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # a cell that was killed, or has not started: what it has is shown
-    return content if isinstance(content, dict) else {}
+def _max_reward(described: Mapping[str, Any] | None) -> float:
+    """From the cell's refinement settings, which leave out what is as it is by default."""
+    refine: Any = (described or {}).get("refine")
+    stated: Any = cast("dict[str, Any]", refine).get("max_reward") if isinstance(refine, dict) else None
+    return float(stated if isinstance(stated, (int, float)) else RefineConfig().max_reward)
 
 
 def _last_lines(path: Path) -> str:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import TYPE_CHECKING, Any, Final
 
+from refine_wrapper.ablation.cell import START
 from refine_wrapper.ablation.comparison import SETTING, Comparison, compare, final_values, interval, summary
 from refine_wrapper.errors import RefineError
 from refine_wrapper.metrics import METRICS
 from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.report.curves import Curve, Curves, by_setting
-from refine_wrapper.report.run_folder import ReportError, Run, setting_name, setting_of
+from refine_wrapper.report.run_folder import ReportError, Run, setting_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,8 @@ _TITLES: Final = {
     "completion_length": "Completion length",
     "loss": "Loss",
     "refine/gradient_active_share": "Gradient-active groups",
-    "refine/gradient_active_share_draft_max": "Gradient-active, draft right already",
-    "refine/gradient_active_share_draft_below_max": "Gradient-active, draft below maximum",
+    "refine/gradient_active_share_draft_max": "Gradient-active, draft at the maximum",
+    "refine/gradient_active_share_draft_below_max": "Gradient-active, draft below the maximum",
     "refine/copy_rate": "Copy rate",
     "refine/uplift": "Uplift",
     "refine/refinement_reward": "Refinement reward",
@@ -59,6 +60,8 @@ _DRAWN: Final = tuple(_TITLES)[:11]
 _LATE: Final = ("entropy", "refine/gradient_active_share", "refine/copy_rate", "refine/uplift")
 """What the summary says of the last quarter of the steps."""
 _NONE: Final = "\N{EN DASH}"
+_NEUTRAL: Final = 7
+"""The grey after the colours that page.css has."""
 _SHARES: Final = ("_share", "_rate", "_share_draft_max", "_share_draft_below_max")
 
 
@@ -92,7 +95,11 @@ class Chart:
 
 def title_of(metric: str) -> str:
     """A metric's name for people, else the name itself."""
-    return _TITLES.get(metric) or metric.replace(_HELD_OUT, "Held-out ", 1)
+    if metric in _TITLES:
+        return _TITLES[metric]
+    measure, _, figure = metric.rpartition("/")  # such as eval/single_shot/pass@4
+    of_measure = _TITLES.get(measure, measure.removeprefix(_HELD_OUT) or "Held-out")
+    return f"{of_measure}: {figure}" if metric.startswith(_HELD_OUT) else metric
 
 
 def charts(run: Run) -> tuple[list[Chart], list[Chart]]:
@@ -101,7 +108,7 @@ def charts(run: Run) -> tuple[list[Chart], list[Chart]]:
     measured = sorted(str(name) for name, count in steps.items() if count > 1 and not str(name).endswith(_ERROR))
     drawn = [name for name in _DRAWN if name in measured]
     others = [name for name in measured if name not in drawn]
-    curves = Curves(run.table)
+    curves = Curves(run.table, run.name_of)
     return (
         [_chart(curves, name, _POINTS) for name in drawn],
         [_chart(curves, name, _POINTS_OF_OTHERS) for name in others],
@@ -134,95 +141,128 @@ def comparisons(run: Run, metric: str | None) -> list[Comparison]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One setting in the summary table: its task, its name, how many seeds, and a cell a column."""
+class Table:
+    """A table of settings.
 
-    task: str
-    setting: str
-    seeds: int
-    values: tuple[str, ...]
+    Attributes:
+        title: What it shows.
+        columns: Titles of the columns after task, setting and number of seeds.
+        rows: Task, setting, number of seeds, and a text a column.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str, int, tuple[str, ...]], ...]
 
 
-def settings_table(run: Run, metric: str | None) -> tuple[list[str], list[Row]]:
-    """Titles of the columns, and a row per task and setting: accuracies with intervals, and what it cost."""
-    table = run.table
-    if table.empty:
-        return [], []
-    names = [str(name) for name in table["metric"].unique()]
-    held_out = sorted(name for name in names if name.startswith(_HELD_OUT) and not name.endswith(_ERROR))
-    measured: list[str] = [*([metric] if metric else []), *(name for name in held_out if name != metric)]
+def settings_tables(run: Run, metric: str | None) -> list[Table]:
+    """What was measured of each setting, and what it cost."""
+    if run.table.empty:
+        return []
+    names = [str(name) for name in run.table["metric"].unique()]
+    measured = [name for name in held_out_metrics(run) if name != metric]
+    measured = [metric, *measured] if metric else measured
+    last = run.table.sort_values("step", kind="stable").drop_duplicates("cell", keep="last")
+    seeds = {key: len(rows) for key, rows in _by_setting(last, run)}
+    results = {name: _means(run, name) for name in measured}
+    costs: dict[str, dict[tuple[str, str], str]] = {
+        name.capitalize(): {key: _count(rows[name].mean()) for key, rows in _by_setting(last, run)}
+        for name in ("completions", "tokens", "seconds")
+        if last[name].notna().any()
+    }
     late = [name for name in _LATE if name in names]
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    seeds: dict[tuple[str, str], int] = {}
-    last = table.sort_values("step", kind="stable").drop_duplicates("cell", keep="last")
-    costs = [name for name in ("completions", "tokens", "seconds") if last[name].notna().any()]
-    for row in last.to_dict("records"):
-        setting = setting_of(row)
-        key = (str(setting["task"] or ""), setting_name(setting))
-        seeds[key] = seeds.get(key, 0) + 1
-        found.setdefault(key, {})
-    for name in measured:
-        for row in summary(table, name).to_dict("records"):
-            setting = setting_of(row)
-            key = (str(setting["task"] or ""), setting_name(setting))
-            found[key][name] = with_interval(row["mean"], row["low"], row["high"])
-    for name in costs:
-        for setting, group in _by_setting(last):
-            mean = group[name].mean()
-            found[setting][name] = _NONE if isnan(mean) else f"{mean:,.0f}"
-    curves = Curves(table[table["metric"].isin(late)])
+    curves = Curves(run.table[run.table["metric"].isin(late)], run.name_of)
     for name in late:
-        for curve in curves.of(name, points=2):
-            found[(curve.task, curve.setting)][name] = number(curve.late.mean)
-    columns = [*measured, *costs, *late]
-    titles = [
-        *map(title_of, measured),
-        *(name.capitalize() for name in costs),
-        *(f"{title_of(name)}, late" for name in late),
+        of_setting = curves.of(name, points=2)
+        costs[f"{title_of(name)}, late"] = {(curve.task, curve.setting): curve.late_text for curve in of_setting}
+    tables = [
+        (
+            "Measured; intervals are of the seeds, \N{PLUS-MINUS SIGN} of one seed is its standard error over problems",
+            {title_of(name): values for name, values in results.items()},
+        ),
+        ("Cost and diagnostics; late: the last quarter of the steps", costs),
     ]
-    rows = [Row(*key, seeds[key], tuple(values.get(name, _NONE) for name in columns)) for key, values in found.items()]
-    return titles, rows
+    return [
+        Table(
+            title,
+            tuple(columns),
+            tuple(
+                (*key, count, tuple(values.get(key, _NONE) for values in columns.values()))
+                for key, count in seeds.items()
+                if any(key in values for values in columns.values())
+            ),
+        )
+        for title, columns in tables
+        if columns
+    ]
+
+
+def held_out_metrics(run: Run) -> list[str]:
+    """Names of what was measured on held-out problems, single-shot first."""
+    names = [str(name) for name in run.table["metric"].unique()]
+    found = sorted(name for name in names if name.startswith(_HELD_OUT) and not name.endswith(_ERROR))
+    return sorted(found, key=lambda name: not name.startswith(DEFAULT_METRIC))
 
 
 def settings_drawn(run: Run) -> list[dict[str, Any]]:
     """How each setting is drawn: plain dashed; a plain and a refined of one objective in one colour if that is all."""
     rows: list[dict[Any, Any]] = run.table.drop_duplicates(list(SETTING)).to_dict("records")
-    found = {setting_name(setting): setting for setting in map(setting_of, rows)}
-    family = {name: (setting["host"], setting["objective"]) for name, setting in found.items()}
-    members = [(family[name], bool(setting["refined"])) for name, setting in found.items()]
+    found = {run.name_of(setting): setting for setting in map(setting_of, rows)}
+    trained = {name: setting for name, setting in found.items() if setting["objective"] != START}
+    family = {name: (setting["host"], setting["objective"]) for name, setting in trained.items()}
+    members = [(family[name], bool(setting["refined"])) for name, setting in trained.items()]
     in_pairs = len(members) == len(set(members))
-    order: list[Any] = list(dict.fromkeys(family.values() if in_pairs else found))
+    colour_of: dict[str, Any] = {name: family[name] if in_pairs else name for name in trained}
+    order = list(dict.fromkeys(colour_of.values()))
+
+    def drawn(name: str) -> tuple[int, int]:
+        """Which colour, and which dash where colours do not suffice."""
+        if name not in trained:
+            return _NEUTRAL, 0
+        dash, colour = divmod(order.index(colour_of[name]), _NEUTRAL)
+        return colour, dash
+
     return [
-        {
-            "name": name,
-            "colour": order.index(family[name] if in_pairs else name),
-            "plain": not setting["refined"],
-        }
+        {"name": name, "plain": not setting["refined"], "colour": drawn(name)[0], "dash": drawn(name)[1]}
         for name, setting in found.items()
     ]
 
 
 def held_out(run: Run) -> list[dict[str, Any]]:
     """For each held-out measure the mean, interval and single seeds of each task and setting."""
-    names = sorted({str(name) for name in run.table["metric"].unique() if str(name).startswith(_HELD_OUT)})
-    found: list[dict[str, Any]] = []
-    for metric in (name for name in names if not name.endswith(_ERROR)):
-        rows: list[dict[str, Any]] = []
-        for (task, setting), group in _by_setting(final_values(run.table, metric)):
-            values = [float(value) for value in group["value"]]
-            mean = interval(values)
-            rows.append(
-                {
-                    "task": task,
-                    "setting": setting,
-                    "mean": mean.mean,
-                    "low": mean.low,
-                    "high": mean.high,
-                    "values": values,
-                }
-            )
-        found.append({"metric": metric, "title": title_of(metric), "rows": rows})
+    return [
+        {
+            "metric": metric,
+            "title": title_of(metric),
+            "rows": [
+                {"task": task, "setting": setting, **_values_and_mean([float(value) for value in rows["value"]])}
+                for (task, setting), rows in _by_setting(final_values(run.table, metric), run)
+            ],
+        }
+        for metric in held_out_metrics(run)
+    ]
+
+
+def _values_and_mean(values: list[float]) -> dict[str, Any]:
+    mean = interval(values)
+    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "values": values}
+
+
+def _means(run: Run, metric: str) -> dict[tuple[str, str], str]:
+    """Final values of a metric: mean and interval over seeds, or the one seed and its error over problems."""
+    has_error = bool((run.table["metric"] == metric + _ERROR).any())
+    errors = _final_by_setting(run, metric + _ERROR) if has_error else {}
+    found: dict[tuple[str, str], str] = {}
+    for key, row in _final_by_setting(run, metric).items():
+        alone = row["seeds"] == 1 and key in errors
+        of_problems = f" \N{PLUS-MINUS SIGN} {number(errors[key]['mean'])}" if alone else ""
+        found[key] = with_interval(row["mean"], row["low"], row["high"]) + of_problems
     return found
+
+
+def _final_by_setting(run: Run, metric: str) -> dict[tuple[str, str], Mapping[Any, Any]]:
+    rows = summary(run.table, metric).to_dict("records")
+    return {_key(setting_of(row), run): row for row in rows}
 
 
 def number(value: float) -> str:
@@ -243,9 +283,14 @@ def _chart(curves: Curves, metric: str, points: int) -> Chart:
     return Chart(metric, title_of(metric), note, share, curves.of(metric, points=points))
 
 
-def _by_setting(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    found: list[tuple[tuple[str, str], pd.DataFrame]] = []
-    for group in by_setting(rows):
-        setting = setting_of(group.iloc[0].to_dict())
-        found.append(((str(setting["task"] or ""), setting_name(setting)), group))
-    return found
+def _by_setting(rows: pd.DataFrame, run: Run) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    return [(_key(setting_of(group.iloc[0].to_dict()), run), group) for group in by_setting(rows)]
+
+
+def _key(setting: Mapping[str, Any], run: Run) -> tuple[str, str]:
+    """Task and name."""
+    return str(setting["task"] or ""), run.name_of(setting)
+
+
+def _count(value: float) -> str:
+    return _NONE if isnan(value) else f"{value:,.0f}"

@@ -35,10 +35,9 @@
 
   function pen(name) {
     const setting = settings.get(name);
-    const round = Math.floor(setting.colour / 8);
     return {
-      colour: colours.series[setting.colour % 8],
-      dash: setting.plain ? "dash" : DASHES[round % DASHES.length],
+      colour: colours.series[setting.colour],
+      dash: setting.plain ? "dash" : DASHES[setting.dash % DASHES.length],
     };
   }
 
@@ -117,8 +116,9 @@
     const measure = data.held_out.find((one) => one.metric === chosen);
     const rows = measure.rows.filter((row) => row.task === state.task && !state.hidden.has(row.setting)).reverse();
     const place = figure.querySelector(".plot");
+    const narrow = place.clientWidth < 560;
     // A class would need a style for each number of rows; the CSSOM is what a strict policy leaves.
-    place.style.height = `${76 + 34 * Math.max(1, rows.length)}px`;
+    place.style.height = `${90 + (narrow ? 46 : 34) * Math.max(1, rows.length)}px`;
     const found = [];
     rows.forEach((row, at) => {
       const { colour } = pen(row.setting);
@@ -136,13 +136,12 @@
         hovertemplate: "mean %{x:.3f}" + (row.low === null ? "" : ` [${row.low.toFixed(3)}, ${row.high.toFixed(3)}]`) + "<extra></extra>",
       });
     });
-    const narrow = place.clientWidth < 560;
     return Plotly.react(
       place,
       found,
       layout({
         hovermode: "closest",
-        xaxis: { title: { text: `${label(measure.title)}; filled: refined, open: plain`, font: { size: 11, color: colours.muted } } },
+        xaxis: { title: { text: `${label(measure.title)}${narrow ? "<br>" : "; "}filled: refined, open: plain`, font: { size: 11, color: colours.muted } } },
         yaxis: {
           tickvals: rows.map((_, at) => at),
           ticktext: rows.map((row) => label(row.setting).split(" · ").join(narrow ? "<br>" : " · ")),

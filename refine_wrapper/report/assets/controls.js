@@ -23,7 +23,7 @@ const report = (() => {
     svg.setAttribute("aria-hidden", "true");
     for (const [name, value] of [["x1", 1], ["x2", 25], ["y1", 4], ["y2", 4]]) line.setAttribute(name, value);
     if (setting.plain) line.setAttribute("stroke-dasharray", "5 3");
-    line.setAttribute("class", `k${setting.colour % 8}`);
+    line.setAttribute("class", `k${setting.colour}`);
     svg.append(line);
     return svg;
   }

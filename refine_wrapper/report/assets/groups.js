@@ -80,6 +80,9 @@
   const written = (reward) =>
     reward === null || reward === undefined ? "–" : String(Math.round(reward * 1000) / 1000);
 
+  // A plan policy may choose a draft and then leave the group plain.
+  const inPrompt = (group) => (group.action === "refine" ? group.selected : null);
+
   function rewardElement(sample, group, chosen) {
     const none = sample.reward === null || sample.reward === undefined;
     const top = !none && sample.reward >= data.cells[group.cell].max_reward;
@@ -99,7 +102,7 @@
     what.append(element("br"), element("span", "where", where));
     const rewards = element("span", "rewards");
     if (group.action !== "refine") rewards.append(element("span", "tag strong", ACTIONS[group.action] ?? group.action));
-    group.drafts.forEach((draft, at) => rewards.append(rewardElement(draft, group, at === group.selected)));
+    group.drafts.forEach((draft, at) => rewards.append(rewardElement(draft, group, at === inPrompt(group))));
     if (group.drafts.length) rewards.append(element("span", "arrow", "→"));
     group.refinements.forEach((refinement) => rewards.append(rewardElement(refinement, group)));
     summary.append(element("span", "step", group.step === null ? "–" : `step ${group.step}`), what, rewards);
@@ -114,7 +117,7 @@
     const made = element("div", "inside");
     const add = (title, content) => made.append(element("h4", "", title), content);
     if (group.question !== null) add("Question", element("pre", "question", group.question));
-    if (group.drafts.length) add(draftsTitle(group), samples(group, group.drafts, group.selected));
+    if (group.drafts.length) add(draftsTitle(group), samples(group, group.drafts, inPrompt(group)));
     add(group.action === "refine" ? "Refinements, trained with the draft in the prompt" : `Answers to the question (${ACTIONS[group.action]})`,
       samples(group, group.refinements, -1));
     if (group.prompt !== null) {
