@@ -100,7 +100,7 @@ def evaluate(
     """
     settings = EvaluationSettings(
         data=data,
-        chat="auto" if chat is None else "yes" if chat else "no",
+        chat="auto" if chat is None else "always" if chat else "never",
         chat_template_kwargs=_pairs(chat_args, "--chat-arg"),
         engine_options=_pairs(engine_options, "--engine-option"),
         **options,

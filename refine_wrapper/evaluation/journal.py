@@ -82,8 +82,9 @@ class Journal:
 
     @property
     def finished(self) -> bool:
-        """Whether everything was sampled: the result is written last."""
-        return (self.folder / RESULT_FILE).is_file() and bool(self.records)
+        """Whether everything was sampled: the result is written last. (Somebody may have cut the answers since.)"""
+        result = _read_json(self.folder / RESULT_FILE)
+        return result is not None and result.get("num_problems") == len(self.records)
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Add a batch: all of its lines in one write, on disk when this returns."""
@@ -125,22 +126,21 @@ class Journal:
         self._ends: list[int] = []
         end = 0
         # Bytes: a killed process may leave half a character, and texts may hold other line separators (U+2028).
-        for line in (self.folder / ANSWERS_FILE).read_bytes().split(b"\n"):
+        for line in (self.folder / ANSWERS_FILE).read_bytes().split(b"\n")[:-1]:  # what no line end follows is half
             end += len(line) + 1
             try:
                 record: Any = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 break
-            self.records.append(record)
+            if not isinstance(record, dict):
+                break
+            self.records.append(cast("dict[str, Any]", record))
             self._ends.append(end)
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:
     """What the answers in a folder were sampled with, or None if there are none."""
-    try:
-        return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
+    return _read_json(folder / SETTINGS_FILE)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -152,6 +152,14 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else None
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

@@ -90,10 +90,12 @@ def read_problems(settings: EvaluationSettings) -> ProblemSet:
             f"'{PREFIX}simple_equations?seed=1&size=200'."
         )
     rows = read_rows(path, settings.limit)
+    if not rows:
+        raise ConfigError(f"refine: {path} has no problems.")
     prompt_field = _field(rows, settings.prompt_field, _PROMPTS, "prompt", path)
     answer_field = _field(rows, settings.answer_field, _ANSWERS, "answer", path)
     if prompt_field is None:
-        present = ", ".join(sorted(rows[0])) if rows else "none"
+        present = ", ".join(sorted(rows[0])) or "none"
         raise ConfigError(
             f"refine: {path}: no field {' or '.join(map(repr, _PROMPTS))} with the questions. Name it with "
             f"--prompt-field; fields present: {present}."
@@ -112,8 +114,6 @@ def _field(
     rows: Sequence[Mapping[str, Any]], named: str | None, usual: Sequence[str], what: str, path: Path
 ) -> str | None:
     """The field that holds something, by name or the first usual one that the first problem has."""
-    if not rows:
-        return named
     if named is None:
         return next((name for name in usual if _look_up(rows[0], name) is not None), None)
     if _look_up(rows[0], named) is None:
@@ -137,12 +137,12 @@ def _prompt(value: Any, settings: EvaluationSettings, where: str) -> Prompt:
     if isinstance(value, str):
         if not value.strip():
             raise ConfigError(f"refine: {where}: the question is empty.")
-        if settings.chat != "yes" and settings.system is None:
+        if settings.chat != "always" and settings.system is None:
             return value
         prompt: list[Message] = [{"role": "user", "content": value}]
     else:
         prompt = _messages(value, where)
-        if settings.chat == "no":
+        if settings.chat == "never":
             raise ConfigError(f"refine: {where}: the question is a list of messages, which needs the chat template.")
     if settings.system is None:
         return prompt

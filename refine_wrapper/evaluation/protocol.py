@@ -88,9 +88,13 @@ class Protocol:
         if len(fitting) < len(problems) and (self._settings.too_long == "error" or not fitting):
             raise BudgetError(
                 f"refine: {len(problems) - len(fitting)} of {len(problems)} questions leave no room for max_new_tokens="
-                f"{answer} in the model's {total} tokens; the longest has {longest}. Lower --max-new-tokens to at most "
-                f"{max(0, (total or 0) - longest)}"
-                + (", or leave them out with --too-long skip." if fitting else ", or raise --max-model-tokens.")
+                f"{answer} in the model's {total} tokens; the longest has {longest}. "
+                + (
+                    f"Lower --max-new-tokens to at most {total - longest}"
+                    if total and total > longest
+                    else "Take shorter"
+                )
+                + (", or leave them out with --too-long skip." if fitting else ".")
             )
         refiner = self._own or self._oracle
         if refiner is not None:
@@ -167,7 +171,8 @@ class Protocol:
             seed = derived_seed(self._settings.seed, batch, measure, start)
             for ids in self._engine.sample([one.ids for one in part], self._sampling, seed):
                 ended = bool(ids) and ids[-1] in self._engine.end_ids
-                completions.append(Completion(self._codec.decode(ids), len(ids), ended))
+                text = self._codec.decode(ids[:-1] if ended else ids)
+                completions.append(Completion(text, len(ids), ended))
             self._on_sampled(len(part))
         return self._scorer.score([one.problem for one in asked], completions)
 

@@ -61,8 +61,9 @@ class EvaluationSettings(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of the sampling.")
     limit: int | None = Field(None, ge=1, description="Only the first so many problems.")
     system: str | None = Field(None, description="A system message before every question; asks for the chat template.")
-    chat: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Chat template: auto, for questions that are messages; yes, for text too; no, never."
+    # Not yes and no: in YAML these are not text.
+    chat: Literal["auto", "always", "never"] = Field(
+        "auto", description="Chat template: auto, for questions that are messages; always, for text too; never."
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict[str, Any], description="Variables of the chat template, e.g. enable_thinking: false."
@@ -94,8 +95,8 @@ class EvaluationSettings(BaseModel):
                 f"refine: temperature = 0 gives the same completion {self.samples} times: set samples to 1 (--samples "
                 "1), or a temperature above 0."
             )
-        if self.system is not None and self.chat == "no":
-            raise ConfigError("refine: a system message needs the chat template: leave out chat = no (--no-chat).")
+        if self.system is not None and self.chat == "never":
+            raise ConfigError("refine: a system message needs the chat template: leave out chat = never (--no-chat).")
 
     @property
     def with_own_draft(self) -> bool:

@@ -15,7 +15,9 @@ from refine_wrapper.evaluation.statistics import (
     powers_of_two,
     ratio_over_problems,
 )
+from refine_wrapper.types import DraftOutcome
 
+_NOT_APPLIED = DraftOutcome.NO_REWARD.value
 Record = Mapping[str, Any]
 Answer = Mapping[str, Any]
 
@@ -86,11 +88,11 @@ def summarize(
 ) -> Evaluation:
     """All figures of the records of an evaluation.
 
-    An answer is right if its reward is at least ``correct_at``. One whose reward failed is not; a problem on which no
-    answer of any measure has a reward is left out, for the reward does not apply to it.
+    An answer is right if its reward is at least ``correct_at``; one whose reward failed is not. A problem is left out
+    where the reward said None to every answer: it does not apply there.
     """
     names = tuple(measures)
-    applies = [r for r in records if any(a["reward"] is not None for name in names for a in r[name])]
+    applies = [r for r in records if any(a.get("failure") != _NOT_APPLIED for name in names for a in r[name])]
     return Evaluation(
         {name: _measure(name, applies, correct_at) for name in names},
         identity,

@@ -83,7 +83,7 @@ class PromptCodec:
         encoded: Any = self._tokenizer.apply_chat_template(
             list(prompt), tokenize=True, add_generation_prompt=True, return_dict=True, **self.chat_kwargs
         )
-        return list(encoded["input_ids"])
+        return list(encoded["input_ids"] if isinstance(encoded, Mapping) else encoded)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
