@@ -1,13 +1,20 @@
-"""Puts the config group ``refine`` on the search path of every Hydra application here (``+refine=best_of_4``).
+"""Puts the config group ``refine`` on the search path of Hydra applications, and our callback into those of veRL.
 
 Hydra finds this file because ``hydra_plugins`` is the namespace package it looks in. A group that nobody names changes
-nothing.
+nothing, and the callback does nothing in a configuration without our keys.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+_LAUNCHED = "REFINE_WRAPPER_LAUNCH"
+"""As in refine_wrapper.config_sources, which an application that is none of ours need not import."""
 
 
 class RefineSearchPath(SearchPathPlugin):
@@ -15,3 +22,17 @@ class RefineSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="refine-wrapper", path="pkg://refine_wrapper_verl.conf")
+        words = " ".join(sys.argv)
+        if "verl" in words or "refine." in words or _LAUNCHED in os.environ:
+            _add_callback()
+
+
+def _add_callback() -> None:
+    """As the group does itself, for single keys: otherwise nothing of ours would run before the models are loaded.
+
+    Hydra takes callbacks from its own default configuration, which lies in its config store.
+    """
+    store = ConfigStore.instance()
+    defaults = store.load("hydra/config.yaml").node
+    defaults.callbacks["refine_wrapper"] = {"_target_": "refine_wrapper_verl.hydra_start.PrepareConfig"}
+    store.store(group="hydra", name="config", node=defaults, provider="hydra")

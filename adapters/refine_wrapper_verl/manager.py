@@ -25,7 +25,14 @@ from refine_wrapper.errors import ConfigError  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402
-from refine_wrapper_verl.settings import announce, is_prepared, read_settings, refuse_unsupported, store_settings  # noqa: E402
+from refine_wrapper_verl.settings import (
+    announce,
+    has_objective,
+    is_prepared,
+    read_settings,
+    refuse_unsupported,
+    store_settings,
+)  # noqa: E402
 from refine_wrapper_verl.tokens import template_tokens  # noqa: E402
 from refine_wrapper_verl.worker import GROUP_COLUMN, RefineAgentLoopWorker, RefineAgentLoopWorkerTQ  # noqa: E402
 
@@ -41,13 +48,13 @@ class RefineAgentLoopManager:
         Refinement switched off gives the host's own manager: the plain run.
 
         Raises:
-            ConfigError, BudgetError: For what the driver did not check, because the run was started by single keys.
+            ConfigError, BudgetError: For what no driver of Hydra's checked, because the configuration was composed elsewhere.
         """
         settings = read_settings(config)
-        if settings.objective is not None and settings.active and not is_prepared(config):
+        if not has_objective(config, settings):
             raise ConfigError(
-                "refine: objective must be set before the trainer starts. Use +refine=best_of_4 or "
-                "`refine-wrapper run`, or write the keys that `refine-wrapper objectives --host verl` lists."
+                f"refine: objective={settings.objective} must be set before the trainer starts. State it on the command "
+                "line (refine.objective=NAME), or write the keys that `refine-wrapper objectives --host verl` lists."
             )
         uses_v1 = bool(config.trainer.get("use_v1", False))
         if not settings.active:

@@ -1,7 +1,7 @@
 """The ``refine.*`` keys of a veRL configuration, and what is done with them before the job starts.
 
-This runs in the driver (Hydra callback, or ``refine-wrapper run``), before anything is started; without either, when
-the manager is made. It imports neither veRL nor torch.
+This runs in the driver (Hydra callback, or ``refine-wrapper run``), before anything is started; where the configuration
+was composed elsewhere, when the manager is made. It imports neither veRL nor torch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ MANAGER = "refine_wrapper_verl.RefineAgentLoopManager"
 _NODE = "refine"
 _PREPARED = "_plain_n"
 """A key beside the settings that says: the driver has prepared this configuration; it holds the plain run's n."""
+
+_OBJECTIVE = "_objective"
+"""A key beside the settings: the objective whose keys the driver has written, with refinement on and off."""
 
 # Estimators that need no group: one refinement per prompt is enough for them.
 _GROUP_FREE = frozenset({"gae", "reinforce_plus_plus", "remax"})
@@ -55,6 +58,11 @@ def is_prepared(config: DictConfig) -> bool:
     return isinstance(node, DictConfig) and _PREPARED in node
 
 
+def has_objective(config: DictConfig, settings: RefineConfig) -> bool:
+    """Whether the objective that the settings name, if any, is the one that will be trained."""
+    return settings.objective in (None, OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"))
+
+
 def plain_group_size(config: DictConfig) -> int:
     """The group size of the plain run: ``rollout.n`` before ``match_budget`` shrank it."""
     return int(config[_NODE][_PREPARED] if is_prepared(config) else config.actor_rollout_ref.rollout.n)
@@ -72,7 +80,7 @@ def prepare(config: DictConfig) -> RefineConfig:
     settings = read_settings(config)
     if is_prepared(config):
         return settings
-    if settings.objective is not None:
+    if not has_objective(config, settings):
         _take_objective(config, settings)
     if not settings.active:
         return settings
@@ -97,6 +105,7 @@ def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
     name = str(settings.objective)
     objective = settings_on("verl", name, Plugins(settings.plugin_modules))
     apply_objective(config, name, objective)
+    OmegaConf.update(config, f"{_NODE}.{_OBJECTIVE}", name, force_add=True)
     missing = f"; not set: {objective.missing}" if objective.missing else ""
     click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
 
@@ -110,7 +119,8 @@ def store_settings(config: DictConfig, settings: RefineConfig, plain: int) -> No
         plain: The group size of the plain run.
     """
     with open_dict(config):
-        config[_NODE] = {**_absolute(settings).model_dump(mode="json"), _PREPARED: plain}
+        objective = OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}")
+        config[_NODE] = {**_absolute(settings).model_dump(mode="json"), _PREPARED: plain, _OBJECTIVE: objective}
 
 
 def refuse_unsupported(config: DictConfig) -> None:

@@ -75,6 +75,13 @@ def test_match_budget_comes_too_late_here(model: str) -> None:
         _create(compose_config(model, "+refine.num_drafts=4", "+refine.match_budget=true"))
 
 
+@pytest.mark.parametrize("switch", ["+refine.num_drafts=4", "+refine.enabled=false"])
+def test_an_objective_comes_too_late_here(model: str, switch: str) -> None:
+    """It is refused, with refinement on and off: never silently another objective."""
+    with pytest.raises(ConfigError, match="objective=dapo must be set before the trainer starts"):
+        _create(compose_config(model, switch, "+refine.objective=dapo"))
+
+
 def test_a_colocated_reward_model_is_refused(model: str) -> None:
     with pytest.raises(ConfigError, match="colocated reward model"):
         _create(compose_config(model, "+refine.num_drafts=4", "reward.reward_model.enable=True"))

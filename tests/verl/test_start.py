@@ -1,0 +1,106 @@
+"""What happens in the driver's first second, in real Hydra applications: the command states keys, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+VERL: Any = importlib.util.find_spec("verl")
+HOST = Path(VERL.origin).parent
+
+
+def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, f"hydra.run.dir={folder}/hydra"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+    )
+
+
+def _application(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A user's own Hydra application that prints what its function gets."""
+    script = folder / "recipe.py"
+    script.write_text(
+        "import hydra\nfrom omegaconf import OmegaConf\n"
+        "@hydra.main(config_path=None, version_base=None)\n"
+        "def main(config):\n    print('its configuration:')\n    print(OmegaConf.to_yaml(config))\n"
+        "main()\n"
+    )
+    return _run(folder, sys.executable, str(script), *arguments)
+
+
+def _configuration(folder: Path, *keys: str) -> DictConfig:
+    ran = _application(folder, f"--config-path={HOST}/trainer/config", "--config-name=ppo_trainer", *keys)
+    assert ran.returncode == 0, ran.stderr
+    config = OmegaConf.create(ran.stdout.split("its configuration:\n")[1])
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def test_single_keys_do_all_that_the_group_does(tmp_path: Path) -> None:
+    keys = ("+refine.num_drafts=4", "+refine.match_budget=true", "+refine.objective=dapo")
+    config = _configuration(tmp_path, *keys, "actor_rollout_ref.rollout.n=8")
+    rollout = config.actor_rollout_ref.rollout
+    assert rollout.agent.agent_loop_manager_class == "refine_wrapper_verl.RefineAgentLoopManager"
+    assert rollout.n == 4
+    assert rollout.prompt_length > config.data.max_prompt_length
+    assert config.actor_rollout_ref.actor.clip_ratio_high == 0.28
+
+
+def test_an_objective_is_trained_also_without_refinement(tmp_path: Path) -> None:
+    config = _configuration(tmp_path, "+refine.enabled=false", "+refine.objective=dr_grpo")
+    assert config.actor_rollout_ref.actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") is None
+
+
+def test_what_cannot_work_ends_the_command(tmp_path: Path) -> None:
+    """Hydra alone would make a warning of it and train something else."""
+    ran = _application(
+        tmp_path, f"--config-path={HOST}/trainer/config", "--config-name=ppo_trainer", "+refine.num_draft=4"
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("refine: unknown setting 'num_draft'. Did you mean 'num_drafts'?")
+    assert "its configuration" not in ran.stdout
+
+
+def test_an_application_that_is_not_verl_keeps_its_own_keys(tmp_path: Path) -> None:
+    ran = _application(tmp_path, "+refine.level=3")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "level: 3" in ran.stdout
+
+
+def test_the_manager_alone_is_enough(tmp_path: Path) -> None:
+    manager = "refine_wrapper_verl.RefineAgentLoopManager"
+    config = _configuration(tmp_path, f"+actor_rollout_ref.rollout.agent.agent_loop_manager_class={manager}")
+    assert config.refine.num_drafts == 4
+    assert config.actor_rollout_ref.rollout.prompt_length > config.data.max_prompt_length
+
+
+@pytest.mark.parametrize(
+    ("launcher", "keys"),
+    [
+        ((), ("+refine.num_drafts=4",)),
+        ((sys.executable, "-m", "refine_wrapper.cli", "run", "--refine.num_drafts", "4", "--"), ()),
+    ],
+    ids=["keys", "launched"],
+)
+def test_fully_async_policy_is_refused_at_its_start(
+    tmp_path: Path, launcher: tuple[str, ...], keys: tuple[str, ...]
+) -> None:
+    """Its own command. It never asks for our manager, so that refinement would silently not happen."""
+    command = (*launcher, sys.executable, "-m", "verl.experimental.fully_async_policy.fully_async_main", *keys)
+    ran = _run(tmp_path, *command)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "fully_async_policy makes its own agent loop manager" in ran.stderr
+    assert "Ray" not in ran.stderr  # nothing was started
