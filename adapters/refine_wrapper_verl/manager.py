@@ -32,7 +32,7 @@ from refine_wrapper_verl.settings import (
     read_settings,
     refuse_unsupported,
     store_settings,
-)  # noqa: E402
+)
 from refine_wrapper_verl.tokens import template_tokens  # noqa: E402
 from refine_wrapper_verl.worker import GROUP_COLUMN, RefineAgentLoopWorker, RefineAgentLoopWorkerTQ  # noqa: E402
 
@@ -48,13 +48,13 @@ class RefineAgentLoopManager:
         Refinement switched off gives the host's own manager: the plain run.
 
         Raises:
-            ConfigError, BudgetError: For what no driver of Hydra's checked, because the configuration was composed elsewhere.
+            ConfigError, BudgetError: For what no driver checked, because the configuration was composed elsewhere.
         """
         settings = read_settings(config)
         if not has_objective(config, settings):
             raise ConfigError(
-                f"refine: objective={settings.objective} must be set before the trainer starts. State it on the command "
-                "line (refine.objective=NAME), or write the keys that `refine-wrapper objectives --host verl` lists."
+                f"refine: objective={settings.objective} must be set before the trainer starts. State it on the "
+                "command line (refine.objective=NAME), or write the keys that `refine-wrapper objectives --host verl` lists."
             )
         uses_v1 = bool(config.trainer.get("use_v1", False))
         if not settings.active:
