@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -138,9 +139,13 @@ def _load_file(path: Path) -> Any:
     if not path.is_file() or spec is None or spec.loader is None:
         raise RewardError(f"refine: there is no reward file {str(path)!r}.")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickle look a function's module up by name; files beside it import as in `python file.py`.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.absolute().parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise RewardError(f"refine: the reward file {path} cannot be run: {type(error).__name__}: {error}") from error
     return module
 
