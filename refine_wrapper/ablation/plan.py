@@ -21,6 +21,8 @@ from refine_wrapper.evaluation.settings import EvaluationSettings
 from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.objectives import settings_on
 from refine_wrapper.plugins import Plugins
+from refine_wrapper.prompts.builder import find_template
+from refine_wrapper.refiner import build_selector
 
 VALUES: Final = ("completions", "seed", "steps", "output", "tensorboard", "run")
 """What ``{name}`` in a command may stand for, beside the fields of the tasks."""
@@ -170,9 +172,13 @@ class Plan(BaseModel):
                 values = {**dict.fromkeys(VALUES, "0"), **self.fields(task)}
                 for argument in (*launched.command, *launched.variables.values()):
                     fill(argument, values, f"hosts.{host}")
-        for config in self.settings():
-            if config is not None:
-                matched_group_size(self.completions, config.num_drafts)
+            if not self.objectives_on(host):
+                raise ConfigError(f"refine: the plan trains no objective on {host}; see `only_on`.")
+        for config in filter(None, self.settings()):
+            matched_group_size(self.completions, config.num_drafts)
+            build_selector(config, plugins)
+            known = config.template in plugins.all("template")
+            find_template(config.template if known else str(self.folder / config.template), plugins)
         for argument in self.prepare:
             fill(argument, {"run": ""}, "prepare")
         if self.start and self.evaluate is None:

@@ -154,8 +154,9 @@ def _describe(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], jo
     console.print(
         f"{len(trained)} cells{steps}, {plan.completions} completions per prompt each"
         + (", matched by generated tokens" if plan.match == "tokens" else "")
-        + f"; {len(left)} to run, {jobs} at once. {_cost(run, left, jobs)} Run folder: {run.folder}"
+        + f"; {len(left)} to run, {jobs} at once. {_cost(run, left, jobs)}"
     )
+    console.print(f"Run folder: {run.folder}", soft_wrap=True)
 
 
 def _cost(run: Run, left: Sequence[Cell], jobs: int) -> str:
@@ -295,8 +296,13 @@ def _conclude(console: Console, run: Run, metric: str | None) -> None:
     console.print(comparison_table(comparisons, chosen))
     console.print(f"{sentence(comparisons, chosen)} Cells: {counted}.")
     write_whole(run.folder / "summary.md", markdown(summary(table, chosen), comparisons, chosen, counted))
-    console.print(f"Values: {run.folder / 'results.parquet'}\nSummary: {run.folder / 'summary.md'}")
-    console.print(f"Report: {write_report(run.folder)}")
+    page = write_report(run.folder, metric=chosen)
+    for what, path in (
+        ("Values", run.folder / "results.parquet"),
+        ("Summary", run.folder / "summary.md"),
+        ("Report", page),
+    ):
+        console.print(f"{what}: {path}", soft_wrap=True)
 
 
 def _show_failure(console: Console, run: Run, cell: Cell) -> None:
