@@ -6,7 +6,7 @@ from math import isnan
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -48,6 +48,8 @@ def table(plain: dict[int, float], refined: dict[int, float]) -> pd.DataFrame:
 @given(VALUES, st.randoms())
 def test_differences_are_those_of_a_paired_t_test(plain: list[float], random: object) -> None:
     refined = [value + random.uniform(-1, 1) for value in plain]  # type: ignore[attr-defined]
+    differences = [after - before for before, after in zip(plain, refined, strict=True)]
+    assume(max(differences) - min(differences) > 1e-6)  # scipy has no answer where all are equal
     (found,) = compare(table(dict(enumerate(plain)), dict(enumerate(refined))), "m")
     test = stats.ttest_rel(refined, plain)
     low, high = test.confidence_interval(0.95)

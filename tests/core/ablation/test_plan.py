@@ -10,7 +10,7 @@ import yaml
 
 from refine_wrapper.ablation.cell import Cell, cells_of
 from refine_wrapper.ablation.plan import Plan, fill, read_plan
-from refine_wrapper.errors import BudgetError, ConfigError
+from refine_wrapper.errors import BudgetError, ConfigError, RefineError
 from refine_wrapper.plugins import Plugins
 
 TRL = {"hosts": {"trl": {"command": "python train.py", "python": "/opt/trl/bin/python"}}}
@@ -125,7 +125,7 @@ def test_objectives_only_where_they_are_wanted(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_plan_may_not_say(tmp_path: Path, content: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(RefineError, match=message):
         cells(tmp_path, **content)
 
 
