@@ -31,6 +31,7 @@ nox.options.sessions = [
     "trl",
     "trl_oldest",
     "trl_vllm",
+    "ablation",
     "openrlhf",
     "openrlhf_oldest",
     "openrlhf_launcher_oldest",
@@ -88,6 +89,12 @@ def trl_oldest(session: nox.Session) -> None:
 def trl_vllm(session: nox.Session) -> None:
     """TRL's own trainers, with vLLM generation on a CPU."""
     _test(session, "trl-vllm", "trl_vllm")
+
+
+@nox.session
+def ablation(session: nox.Session) -> None:
+    """`refine-wrapper ablate` on its example, with real TRL."""
+    _test(session, "trl", "ablation")
 
 
 @nox.session

@@ -42,6 +42,8 @@ class Cell:
         plain_cell: Name of the cell whose generated tokens this one must match; empty if budgets match by completions.
         pilot_steps: Steps of the pilot that counts tokens.
         evaluate: Settings of the held-out measure; None for none.
+        drafts: Refinement settings of the held-out measure with drafts; of a plain cell those of the plan's first
+            refined one, because it is measured in the same prompts.
         model: What is measured where nothing is trained.
     """
 
@@ -61,6 +63,7 @@ class Cell:
     plain_cell: str = ""
     pilot_steps: int = 0
     evaluate: Mapping[str, Any] | None = None
+    drafts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     model: str = ""
     plugin_modules: tuple[str, ...] = field(default=())
 
@@ -71,7 +74,7 @@ class Cell:
 
     @property
     def config(self) -> RefineConfig:
-        """The refinement settings; the defaults for a plain cell, whose held-out drafts need a template too."""
+        """The refinement settings; the defaults for a plain cell."""
         return RefineConfig(**(self.refine or {}))
 
     @property
@@ -201,6 +204,7 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
             plain_cell=plain_name if config is not None and plan.match == "tokens" else "",
             pilot_steps=plan.pilot_steps,
             evaluate=evaluation.model_dump(mode="json") if evaluation else None,
+            drafts=_drafts(plan, config),
             plugin_modules=plan.plugins,
         )
 
@@ -222,6 +226,7 @@ def _start_cell(plan: Plan, task: str, run: Path) -> Cell:
         python=next(iter(plan.hosts.values())).python,
         directory=str(plan.folder),
         evaluate=evaluation.model_dump(mode="json") if evaluation else None,
+        drafts=_drafts(plan, None),
         model=fill(plan.start, {**plan.fields(task), "run": str(run)}, "start"),
         plugin_modules=plan.plugins,
     )
@@ -234,6 +239,11 @@ def _command(plan: Plan, host: str, plugins: Plugins) -> tuple[tuple[str, ...], 
     wanted = {name: more for name, more in launch.arguments.items() if name != "steps" or plan.steps is not None}
     added = [argument for name, more in wanted.items() if name not in own for argument in more]
     return (*launched.command, *added), {**launch.variables, **launched.variables}
+
+
+def _drafts(plan: Plan, config: RefineConfig | None) -> dict[str, Any]:
+    first = next(filter(None, (config, *plan.settings())), None)
+    return _stated(first) if first else {}
 
 
 def _stated(config: RefineConfig) -> dict[str, Any]:

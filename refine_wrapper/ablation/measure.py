@@ -6,9 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from refine_wrapper.ablation.cell import CellFolder
+from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import RefineError
 from refine_wrapper.evaluation import EvaluationSettings, evaluate
+from refine_wrapper.evaluation.screen import table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,13 +20,13 @@ def main(arguments: Sequence[str]) -> int:
     folder, model = CellFolder(Path(arguments[0])), arguments[1]
     cell = folder.cell()
     assert cell.evaluate is not None, "whoever starts this has looked"
-    out = folder.path / "evaluation"
+    refine = RefineConfig(**{**cell.drafts, "plugin_modules": cell.plugin_modules})
     try:
-        evaluation = evaluate(EvaluationSettings(**cell.evaluate), model, out=out, refine=cell.config)
+        evaluation = evaluate(EvaluationSettings(**cell.evaluate), model, out=folder.path / "evaluation", refine=refine)
     except RefineError as error:
         print(error, file=sys.stderr)  # noqa: T201  (into the cell's log)
         return 2
-    print(evaluation)  # noqa: T201
+    Console(width=120).print(table(evaluation))
     return 0
 
 
