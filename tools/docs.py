@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
 from refine_wrapper import hookspecs  # noqa: E402
+from refine_wrapper.ablation.plan import HostPlan, Plan  # noqa: E402
 from refine_wrapper.adapter import ObjectiveSettings  # noqa: E402
 from refine_wrapper.config import RefineConfig  # noqa: E402
 from refine_wrapper.metrics import METRICS, is_cause  # noqa: E402
@@ -36,6 +37,7 @@ FILES = (
     "docs/plugins.md",
     "docs/method.md",
     "docs/objectives.md",
+    "docs/ablation.md",
 )
 _TAG = re.compile(r"(<\w+>)")
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -56,6 +58,16 @@ def metrics() -> str:
     """Every metric, as a table."""
     rows = ["| metric | meaning |", "|---|---|"]
     rows += [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items() if not is_cause(name)]
+    return "\n".join(rows)
+
+
+def plan() -> str:
+    """Every key of an ablation's plan, as a table."""
+    rows = ["| key | what it says |", "|---|---|"]
+    for name, field in Plan.model_fields.items():
+        if name != "folder":
+            rows.append(f"| `{name}` | {field.description} |")
+    rows += [f"| `hosts.HOST.{name}` | {field.description} |" for name, field in HostPlan.model_fields.items()]
     return "\n".join(rows)
 
 
@@ -128,6 +140,7 @@ def objectives() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "metrics": metrics,
+    "plan": plan,
     "outcomes": outcomes,
     "hooks": hooks,
     "templates": templates,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, sqrt
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Final
 
@@ -201,7 +202,7 @@ def setting_label(setting: Mapping[str, Any]) -> str:
         return f"plain {setting['group_size']}"
     parts = [f"{setting['num_drafts']} + {setting['group_size']}", str(setting["selector"])]
     if setting["template"] not in (None, "append"):
-        parts.append(f"template {setting['template']}")
+        parts.append(Path(str(setting["template"])).name)
     if setting["share"] not in (None, 1.0):
         parts.append(f"{setting['share']:.0%} of prompts")
     return ", ".join(parts)

@@ -17,7 +17,7 @@ from refine_wrapper.ablation.comparison import Comparison, sentence
 if TYPE_CHECKING:
     import pandas as pd
 
-_HEADINGS = (
+_COLUMNS = (
     "task",
     "host",
     "objective",
@@ -32,19 +32,32 @@ _HEADINGS = (
 
 
 def comparison_table(comparisons: Sequence[Comparison], metric: str) -> Table:
-    """One row per refined setting."""
+    """One row per refined setting, in as few columns as say what differs."""
     table = Table(title=metric, box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="right" if number in (4, 5, 6, 7) else "left")
+    where = [name for name in ("task", "host", "objective") if len({getattr(c, name) for c in comparisons}) > 1]
+    for heading in (*where, "setting"):
+        table.add_column(heading)
+    for heading in ("plain", "refined", "difference, 95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("seeds", "shown"):
+        table.add_column(heading)
     for found in comparisons:
-        table.add_row(*_cells(found))
+        table.add_row(
+            *(str(getattr(found, name)) for name in where),
+            found.refined,
+            _number(found.plain_mean),
+            _number(found.refined_mean),
+            _interval(found.difference, found.low, found.high, sign="+"),
+            str(len(found.seeds)),
+            found.verdict,
+        )
     return table
 
 
 def markdown(summary: pd.DataFrame, comparisons: Sequence[Comparison], metric: str, states: str) -> str:
     """The content of summary.md."""
     lines = [f"# {metric}", "", sentence(comparisons, metric), "", f"Cells: {states}.", ""]
-    lines += [f"| {' | '.join(_HEADINGS)} |", f"|{'---|' * len(_HEADINGS)}"]
+    lines += [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     lines += [f"| {' | '.join(_cells(found))} |" for found in comparisons]
     lines += ["", "| task | host | objective | setting | mean, 95 % | seeds |", "|---|---|---|---|---|---|"]
     for row in summary.to_dict("records"):

@@ -41,7 +41,14 @@ _METRIC: Final = ("eval/single_shot", "reward")
     default=None,
     help="Run folder. The same command goes on where it was stopped.  [default: runs/NAME-OF-PLAN]",
 )
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells that run at once.")
+@click.option("--jobs", type=click.IntRange(1), help="Cells that run at once.  [default: 1, or one per --devices]")
+@click.option(
+    "--devices",
+    multiple=True,
+    metavar="LIST",
+    help="Accelerators of one cell at a time (CUDA_VISIBLE_DEVICES); repeat it for cells side by side: --devices 0,1 "
+    "--devices 2,3",
+)
 @click.option("--ray", "ray_address", metavar="ADDRESS", help="Run cells as jobs of this Ray cluster (its job server).")
 @click.option("--only", metavar="PATTERN", help="Run only cells whose name matches, as in '*-dapo-*seed0'.")
 @click.option("--metric", help="What is compared at the end.  [default: eval/single_shot, else reward]")
@@ -52,7 +59,8 @@ _METRIC: Final = ("eval/single_shot", "reward")
 def ablate(
     plan_file: Path,
     out: Path | None,
-    jobs: int,
+    jobs: int | None,
+    devices: tuple[str, ...],
     ray_address: str | None,
     only: str | None,
     metric: str | None,
@@ -76,6 +84,12 @@ def ablate(
     run twice, also after kill -9; a failed one does not stop the others, and is tried again by the next call.
     Results: OUT/results.parquet (one row per value), OUT/summary.md, OUT/report.html.
     """
+    if devices and (ray_address or (jobs or 0) > len(devices)):
+        raise ConfigError(
+            f"refine: --devices was given {len(devices)} times, for as many cells at once on this machine: leave out "
+            "--ray, and --jobs or make it no larger."
+        )
+    at_once = jobs or len(devices) or 1
     plan = read_plan(plan_file)
     if plugin_modules:
         plan = Plan(**{**plan.model_dump(), "plugins": [*plan.plugins, *plugin_modules]})
@@ -86,7 +100,7 @@ def ablate(
     wanted = run.selected(only)
     run.check()
     console = Console(markup=False, highlight=False, emoji=False)
-    _describe(console, plan, run, wanted, jobs)
+    _describe(console, plan, run, wanted, at_once)
     if dry_run:
         _commands(console, run, wanted)
         return
@@ -96,7 +110,7 @@ def ablate(
     _prepare(console, plan, folder)
     interrupted = False
     try:
-        _train(console, plan, run, wanted, _where(ray_address), jobs)
+        _train(console, plan, run, wanted, _where(ray_address, devices), at_once)
     except KeyboardInterrupt:
         interrupted = True
     _conclude(console, run, metric)
@@ -110,14 +124,14 @@ def ablate(
         raise SystemExit(1)
 
 
-def _where(ray_address: str | None) -> Cells:
+def _where(ray_address: str | None, devices: Sequence[str]) -> Cells:
     if ray_address:
         from refine_wrapper.ablation.ray_jobs import RayJobs
 
         return RayJobs(ray_address)
     from refine_wrapper.ablation.local import LocalCells
 
-    return LocalCells()
+    return LocalCells(devices)
 
 
 def _need_packages() -> None:
