@@ -25,6 +25,7 @@ from refine_wrapper.errors import ConfigError  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402
+from refine_wrapper_verl.objectives import OWN_DYNAMIC_SAMPLING  # noqa: E402
 from refine_wrapper_verl.settings import announce, is_prepared, read_settings, refuse_unsupported, store_settings  # noqa: E402
 from refine_wrapper_verl.tokens import template_tokens  # noqa: E402
 from refine_wrapper_verl.worker import GROUP_COLUMN, RefineAgentLoopWorker, RefineAgentLoopWorkerTQ  # noqa: E402
@@ -70,6 +71,7 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
                 "+refine=matched_4 or `refine-wrapper run`, or set rollout.n yourself and leave match_budget out."
             )
         settings.check_pipelined("veRL")
+        settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
         store_settings(config, settings, int(config.actor_rollout_ref.rollout.n))
         announce(config, settings)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
