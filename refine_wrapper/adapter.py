@@ -64,8 +64,11 @@ class ObjectiveSettings:
         settings: Host settings by name; None where the host cannot train it at all, and ``missing`` says why.
         missing: What of the objective the host does not have, in a sentence; empty if complete.
         trainer: Which of the host's trainers it needs, where the host has several; empty if any.
+        dynamic_sampling: Most rounds a batch of this package's own dynamic sampling, where the objective needs it and
+            the host has none.
     """
 
     settings: Mapping[str, Any] | None
     missing: str = ""
     trainer: str = ""
+    dynamic_sampling: int = 0

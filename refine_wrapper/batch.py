@@ -105,23 +105,31 @@ class BatchStages:
         step: int | None = None,
         policy_version: int | str | None = None,
     ) -> dict[str, float]:
-        """Take note of the finished batch; ``refinements`` are the gathered rows of all ranks. Returns its metrics."""
+        """Take note of the finished batch, as :meth:`outcomes` has it. Returns its metrics."""
+        return self._refiner.finish(self.outcomes(refinements, step=step, policy_version=policy_version))
+
+    def outcomes(
+        self,
+        refinements: Sequence[Refinement],
+        *,
+        step: int | None = None,
+        policy_version: int | str | None = None,
+    ) -> list[GroupOutcome]:
+        """The finished groups; ``refinements`` are the gathered rows of all ranks."""
         num_refinements, rest = divmod(len(refinements), len(self.plans_P))
         if rest:
             raise ValueError(f"{len(refinements)} refinements do not divide over {len(self.plans_P)} groups.")
         seconds = time.perf_counter() - self._stage2_started
-        return self._refiner.finish(
-            [
-                GroupOutcome(
-                    plan,
-                    tuple(refinements[position * num_refinements : (position + 1) * num_refinements]),
-                    stage2_seconds=seconds,
-                    step=step,
-                    policy_version=policy_version,
-                )
-                for position, plan in enumerate(self.plans_P)
-            ]
-        )
+        return [
+            GroupOutcome(
+                plan,
+                tuple(refinements[position * num_refinements : (position + 1) * num_refinements]),
+                stage2_seconds=seconds,
+                step=step,
+                policy_version=policy_version,
+            )
+            for position, plan in enumerate(self.plans_P)
+        ]
 
     def _lay_out(self, num_ranks: int) -> DraftRows:
         num_drafts = self._refiner.config.num_drafts

@@ -74,7 +74,18 @@ class RefineConfig(BaseModel):
         description="Sample the next batch's drafts in the same generation call as this batch's refinements: no second "
         "decoding pass; drafts are then one generation batch old. For hosts that work on whole batches (TRL).",
     )
-    seed: int = Field(0, description="Seed of every random choice made here (selector `random`, `refine_share`).")
+    dynamic_sampling: int | None = Field(
+        None,
+        ge=0,
+        description="Dynamic sampling, refined or not: most rounds a batch in which groups without a gradient (all "
+        "rewards equal) are drawn again. 0 is off. Unset: what the objective needs. For hosts without their own (TRL).",
+    )
+    dynamic_sampling_prompts: Literal["new", "same"] = Field(
+        "new", description="Draw such groups again on other prompts of the data set, as DAPO does, or on their own."
+    )
+    seed: int = Field(
+        0, description="Seed of every random choice made here (selector `random`, `refine_share`, `dynamic_sampling`)."
+    )
     trace_dir: Path | None = Field(
         None, description="Folder for groups.jsonl: one line per finished group. Unset: none."
     )
@@ -106,6 +117,22 @@ class RefineConfig(BaseModel):
             raise ConfigError(
                 f"refine: draft_ahead is for hosts that generate whole batches (TRL). {host} starts the refinements of "
                 "each prompt as soon as its drafts are scored, so there is nothing to gain; leave it out."
+            )
+
+    def without_refinement(self) -> RefineConfig:
+        """What these settings say beside refinement, with refinement off: its own need not be valid then."""
+        kept = ("objective", "dynamic_sampling", "dynamic_sampling_prompts", "seed", "plugin_modules")
+        return RefineConfig(enabled=False, **{name: getattr(self, name) for name in kept})
+
+    def refuse_dynamic_sampling(self, host: str, setting: str) -> None:
+        """Refuse ``dynamic_sampling`` on a host that has its own, with refinement on or off.
+
+        Raises:
+            ConfigError: With the host's ``setting`` to use instead.
+        """
+        if self.dynamic_sampling:
+            raise ConfigError(
+                f"refine: dynamic_sampling is for hosts that have none (TRL). {host} has its own: use {setting}."
             )
 
     def replace(self, **changes: Any) -> RefineConfig:

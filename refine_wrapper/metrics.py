@@ -23,9 +23,9 @@ METRICS: Final[Mapping[str, str]] = {
     "refine/gradient_active_share_draft_max": "The same, among refined groups whose draft is at max_reward already.",
     "refine/gradient_active_share_draft_below_max": "The same, among refined groups whose draft is below max_reward.",
     "refine/copy_rate": "Share of refinements whose answer equals the answer of the draft in their prompt.",
-    "refine/draft_tokens": "Tokens generated for drafts in the batch.",
-    "refine/refinement_tokens": "Tokens generated in Stage 2 in the batch.",
-    "refine/completions": "Completions sampled in the batch, drafts and refinements.",
+    "refine/draft_tokens": "Tokens generated for drafts in the batch, also of groups that dynamic sampling replaced.",
+    "refine/refinement_tokens": "Tokens generated in Stage 2 in the batch, also of replaced groups.",
+    "refine/completions": "Completions sampled in the batch, drafts and refinements, also of replaced groups.",
     "refine/drafts_shortened_share": "Share of refined groups whose draft was cut to fit.",
     "refine/drafts_unfinished_share": "Share of drafts that ended at the length limit.",
     "refine/stage1_seconds": "Wall time of Stage 1, mean over groups with drafts.",
@@ -33,6 +33,11 @@ METRICS: Final[Mapping[str, str]] = {
     "refine/draft_failures": "Drafts in the batch that could not be used, for any reason.",
     "refine/refinement_failures": "Refinements in the batch that got no usable reward.",
     "refine/fallbacks": "Groups in the batch that were not refined, for any reason.",
+    "refine/inactive_groups": "With dynamic sampling: groups of the batch without a gradient at the first draw.",
+    "refine/inactive_groups_kept": "With dynamic sampling: those of them that no other replaced within the limit.",
+    "refine/resampling_rounds": "With dynamic sampling: further rounds of sampling for the batch.",
+    "refine/resampled_groups": "With dynamic sampling: groups sampled in these rounds.",
+    "refine/resampled_completions": "With dynamic sampling: completions of these groups, drafts and refinements.",
     **{
         f"refine/draft_failures/{outcome.value}": f"Drafts that ended as `{outcome.value}` in the batch."
         for outcome in DraftOutcome
@@ -49,7 +54,11 @@ METRICS: Final[Mapping[str, str]] = {
 def summarize(
     outcomes_P: Sequence[GroupOutcome], *, max_reward: float, extract_answer: Callable[[str], str]
 ) -> dict[str, float]:
-    """The metrics of a batch of finished groups. Only names in :data:`METRICS`, only finite values."""
+    """The metrics of a batch of finished groups. Only names in :data:`METRICS`, only finite values.
+
+    Groups that dynamic sampling replaced count in what was sampled, and in nothing else.
+    """
+    everything, outcomes_P = outcomes_P, [outcome for outcome in outcomes_P if not outcome.replaced]
     refined = [outcome for outcome in outcomes_P if outcome.plan.action is Action.REFINE]
     drafts = [draft for outcome in outcomes_P for draft in outcome.plan.drafts_N]
     with_drafts = [outcome for outcome in outcomes_P if outcome.plan.drafts_N]
@@ -76,9 +85,9 @@ def summarize(
         "refine/gradient_active_share_draft_max": active_share(at_max[True]),
         "refine/gradient_active_share_draft_below_max": active_share(at_max[False]),
         "refine/copy_rate": _mean(copied for outcome in refined for copied in _copies(outcome, extract_answer)),
-        "refine/draft_tokens": sum(draft.num_tokens for draft in drafts),
-        "refine/refinement_tokens": sum(r.num_tokens for o in outcomes_P for r in o.refinements_G),
-        "refine/completions": len(drafts) + sum(len(o.refinements_G) for o in outcomes_P),
+        "refine/draft_tokens": sum(d.num_tokens for o in everything for d in o.plan.drafts_N),
+        "refine/refinement_tokens": sum(r.num_tokens for o in everything for r in o.refinements_G),
+        "refine/completions": sum(len(o.plan.drafts_N) + len(o.refinements_G) for o in everything),
         "refine/drafts_shortened_share": _mean(outcome.plan.draft_shortened for outcome in refined),
         "refine/drafts_unfinished_share": _mean(not draft.finished for draft in drafts),
         "refine/stage1_seconds": _mean(outcome.plan.stage1_seconds for outcome in with_drafts),
@@ -119,8 +128,13 @@ class CausesSeen:
 
 def gradient_active(refinements_G: Sequence[Refinement]) -> bool:
     """Whether the rewards of a group differ: with equal rewards all group-relative advantages are zero."""
-    rewards = _rewards(refinements_G)
-    return len(rewards) > 1 and max(rewards) - min(rewards) > 1e-8
+    return differ(_rewards(refinements_G))
+
+
+def differ(rewards: Iterable[float]) -> bool:
+    """Whether the rewards of a group are not all equal, those left out that are no number."""
+    known = [reward for reward in rewards if isfinite(reward)]
+    return len(known) > 1 and max(known) - min(known) > 1e-8
 
 
 class CopyWatch:

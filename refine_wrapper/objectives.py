@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from refine_wrapper.adapter import ObjectiveSettings
+from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.plugins import Plugins
 
@@ -37,3 +38,16 @@ def settings_on(host: str, objective: str, plugins: Plugins) -> ObjectiveSetting
             f"refine: objective {objective!r} cannot be trained on {host}: {why}. It can train: {', '.join(possible)}."
         )
     return found
+
+
+def resampling_rounds(host: str, config: RefineConfig) -> int:
+    """Most rounds a batch of this package's dynamic sampling: what the settings say, else what the objective needs.
+
+    Raises:
+        PluginError, ConfigError: As :func:`settings_on`.
+    """
+    if config.dynamic_sampling is not None:
+        return config.dynamic_sampling
+    if config.objective is None:
+        return 0
+    return settings_on(host, config.objective, Plugins(config.plugin_modules)).dynamic_sampling

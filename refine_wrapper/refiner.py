@@ -106,7 +106,7 @@ class Refiner:
         metrics = self._causes_seen.keep(metrics)
         if not self._observe:
             return metrics
-        self._copy_watch.note(outcomes_P, metrics)
+        self._copy_watch.note([outcome for outcome in outcomes_P if not outcome.replaced], metrics)
         for outcome in outcomes_P:
             if self._trace is not None:
                 self._trace.write(outcome)

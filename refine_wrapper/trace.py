@@ -170,6 +170,8 @@ def trace_record(outcome: GroupOutcome, *, texts: bool) -> dict[str, Any]:
         "policy_version": outcome.policy_version,
         "time": round(time.time(), 3),
     }
+    if outcome.replaced:
+        record["replaced"] = True
     if texts:
         record["question"] = _prompt_text(plan.question)
         record["prompt"] = _prompt_text(plan.prompt)

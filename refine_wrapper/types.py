@@ -215,6 +215,7 @@ class GroupOutcome:
         stage2_seconds: Wall time of Stage 2 for this group (of the batch, on synchronous hosts).
         step: The trainer's optimizer step at which the group was generated.
         policy_version: Version of the weights that wrote the refinements, where the host knows one.
+        replaced: Dynamic sampling put another group in its place, or did not need it: sampled, but not trained.
     """
 
     plan: GroupPlan
@@ -222,6 +223,7 @@ class GroupOutcome:
     stage2_seconds: float = 0.0
     step: int | None = None
     policy_version: int | str | None = None
+    replaced: bool = False
 
     @property
     def trainable(self) -> bool:
@@ -229,7 +231,9 @@ class GroupOutcome:
 
         A missing reward is not made up. For hosts whose reward path may fail on single samples.
         """
-        return self.plan.trained and not any(refinement.failure for refinement in self.refinements_G)
+        return (
+            self.plan.trained and not self.replaced and not any(refinement.failure for refinement in self.refinements_G)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,8 @@ def objectives() -> str:
                 found = on_hosts[host]
                 settings = " ".join(f"`{key}={value}`" for key, value in (found.settings or {}).items())
                 becomes = "-" if found.settings is None else f"{found.trainer} {settings}".strip() or "as it is"
+                if found.dynamic_sampling:
+                    becomes += f"; dynamic sampling by this package, at most {found.dynamic_sampling} rounds a batch"
                 rows.append(f"| `{name}` | {becomes} | {found.missing or '-'} |")
             parts.append("\n".join(rows))
     return "\n\n".join(parts)

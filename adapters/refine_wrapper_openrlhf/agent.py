@@ -13,6 +13,7 @@ from refine_wrapper.config_sources import resolve
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import GroupOutcome
+from refine_wrapper_openrlhf.objectives import OWN_DYNAMIC_SAMPLING
 from refine_wrapper_openrlhf.stages import Call, Response, Row, TwoStages, no_reward_error
 
 LOGGED = (
@@ -61,6 +62,7 @@ def make_agent_executor(
             "lists them), or start training with `python -m refine_wrapper_openrlhf.train_ppo_ray`."
         )
     config.check_pipelined("OpenRLHF")
+    config.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
     reward_urls = (reward,) if isinstance(reward, str) else tuple(reward)
 
     class AgentExecutor(SingleTurnAgentExecutor):

@@ -10,6 +10,9 @@ from refine_wrapper.errors import ConfigError
 
 _ESTIMATOR, _MEAN = "algo.advantage.estimator", "actor.loss_agg_mode"
 
+OWN_DYNAMIC_SAMPLING: Final = ("OpenRLHF", "--algo.dynamic_filtering_enable")
+"""The host and its own setting, where it is asked for this package's ``dynamic_sampling``."""
+
 OBJECTIVES: Final[Mapping[str, ObjectiveSettings]] = {
     "grpo": ObjectiveSettings({_ESTIMATOR: "group_norm", _MEAN: "seq-mean-token-mean"}),
     "dapo": ObjectiveSettings(

@@ -22,7 +22,7 @@ from refine_wrapper.errors import BudgetError, ConfigError, PromptError
 from refine_wrapper.objectives import settings_on
 from refine_wrapper.plugins import Plugins
 from refine_wrapper.refiner import Refiner
-from refine_wrapper_openrlhf.objectives import apply_objective
+from refine_wrapper_openrlhf.objectives import OWN_DYNAMIC_SAMPLING, apply_objective
 from refine_wrapper_openrlhf.request import RunSettings
 
 GROUP_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
@@ -41,6 +41,7 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
     """
     config = resolve(flags=flags)
     options = vars(parsed)
+    config.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
     if config.objective is not None:
         _take_objective(options, config)
     if not config.active:

@@ -1,4 +1,4 @@
-"""Stage 1 leaves no trace in the host: metrics, pending logs and group size are as before when it is over."""
+"""What the host samples beside its batch leaves no trace in it: metrics and pending logs are as before afterwards."""
 
 from __future__ import annotations
 
@@ -38,33 +38,42 @@ def replaced(owner: Any, name: str, value: Any) -> Generator[None]:
 
 
 @contextmanager
-def stage1_isolated(
-    trainer: Any, group_size_name: str, num_drafts: int, num_rows: int, timeout: float | None
-) -> Generator[Failures]:
-    """Have the host work with N rows a group, guarded reward functions, and a scratch place for what it logs."""
+def set_apart(trainer: Any, num_rows: int, **changed: Any) -> Generator[None]:
+    """Have the host work on other rows than those of its batch, with a scratch place for what it logs meanwhile.
+
+    Args:
+        trainer: The host.
+        num_rows: Rows of this rank that it works on.
+        changed: Further attributes of the trainer, for as long.
+    """
     mode = "train" if trainer.model.training else "eval"
-    failures: Failures = {}
-    replaced: dict[str, Any] = {
-        group_size_name: num_drafts,
-        "_pending_extra_logs": defaultdict(list),
-        "_pending_metrics": defaultdict(list),
-        "reward_funcs": [_guarded(function, failures, timeout) for function in trainer.reward_funcs],
-    }
+    changed = {"_pending_extra_logs": defaultdict(list), "_pending_metrics": defaultdict(list), **changed}
     for name in _TOOL_DICTS:
         if getattr(trainer, name, None):
             # One dict per row; without environments (refused at start) all rows have the same tools.
-            replaced[name] = [getattr(trainer, name)[0]] * num_rows
-    kept = {name: getattr(trainer, name) for name in replaced}
+            changed[name] = [getattr(trainer, name)[0]] * num_rows
+    kept = {name: getattr(trainer, name) for name in changed}
     kept_metrics = trainer._metrics[mode]
     trainer._metrics[mode] = defaultdict(list)
-    for name, value in replaced.items():
+    for name, value in changed.items():
         setattr(trainer, name, value)
     try:
-        yield failures
+        yield
     finally:
         trainer._metrics[mode] = kept_metrics
         for name, value in kept.items():
             setattr(trainer, name, value)
+
+
+@contextmanager
+def stage1_isolated(
+    trainer: Any, group_size_name: str, num_drafts: int, num_rows: int, timeout: float | None
+) -> Generator[Failures]:
+    """Have the host work with N rows a group, guarded reward functions, and a scratch place for what it logs."""
+    failures: Failures = {}
+    guarded = [_guarded(function, failures, timeout) for function in trainer.reward_funcs]
+    with set_apart(trainer, num_rows, **{group_size_name: num_drafts, "reward_funcs": guarded}):
+        yield failures
 
 
 def _guarded(function: Any, failures: Failures, timeout: float | None) -> Any:

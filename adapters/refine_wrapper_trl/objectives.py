@@ -11,15 +11,17 @@ from refine_wrapper.errors import ConfigError
 GRPO, RLOO = "GRPOTrainer", "RLOOTrainer"
 
 
-def _grpo(missing: str = "", **settings: Any) -> ObjectiveSettings:
-    return ObjectiveSettings(settings, missing, GRPO)
+def _grpo(missing: str = "", dynamic_sampling: int = 0, **settings: Any) -> ObjectiveSettings:
+    return ObjectiveSettings(settings, missing, GRPO, dynamic_sampling)
 
 
 OBJECTIVES: Final[Mapping[str, ObjectiveSettings]] = {
     "grpo": _grpo(loss_type="grpo", scale_rewards="group"),
     "dapo": _grpo(
-        "dynamic sampling (trl #3708); the overlong penalty is a reward function that you add: "
+        "the overlong penalty, a reward function that you add: "
         "trl.rewards.get_soft_overlong_punishment(max_completion_len, soft_punish_cache)",
+        # trl #3708 asks for it. As many as in the paper's recipe: max_num_gen_batches=10, the first included.
+        dynamic_sampling=9,
         loss_type="dapo",
         epsilon=0.2,
         epsilon_high=0.28,

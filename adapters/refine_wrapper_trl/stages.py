@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from refine_wrapper.batch import BatchStages, Question
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import SeamError
 from refine_wrapper.launch.report import note_refined
+from refine_wrapper.objectives import resampling_rounds
 from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import Refinement, RowPlan, SampledDraft, for_one_row
+from refine_wrapper.resampling import has_gradient
+from refine_wrapper.types import GroupOutcome, Refinement, SampledDraft, for_one_row
 from refine_wrapper_trl.ahead import Lookahead, Ridden, Rows, riding_along, served
 from refine_wrapper_trl.isolate import replaced, stage1_isolated
+from refine_wrapper_trl.resample import Resampler, count_once, metrics_so_far
+from refine_wrapper_trl.rows import Drawn, Group, gather, has_images, masks_of, merge_extra_fields, needs_images
+from refine_wrapper_trl.scoring import Scoring
 from refine_wrapper_trl.start import announce, check_start, prompt_room, resolved_config
+
+HostGenerate = Callable[[list[Any]], Any]
+Score = Callable[[list[dict[str, Any]], list[Any], list[Any], list[list[int]]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,15 @@ class _LaidOut:
 
     Attributes:
         rows: The batch, told apart by identity.
-        stages: Its groups and plans, over all ranks.
-        share: (prompt, data set row) of each draft row that this rank samples.
+        groups_P: Its groups, over all ranks.
+        stages: Their stages.
+        share: The group of each draft row that this rank samples.
     """
 
     rows: Rows
+    groups_P: list[Group]
     stages: BatchStages
-    share: list[tuple[Any, dict[str, Any]]]
+    share: list[Group]
 
 
 class TwoStages:
@@ -43,18 +52,20 @@ class TwoStages:
 
     Args:
         trainer: A TRL trainer with :class:`~refine_wrapper_trl.mixin.RefineMixin`.
-        config: The resolved settings; active.
+        config: The resolved settings; where they are not active, every group is plain.
+        resampler: Dynamic sampling, if it is on.
     """
 
-    def __init__(self, trainer: Any, config: RefineConfig) -> None:
+    def __init__(self, trainer: Any, config: RefineConfig, resampler: Resampler | None = None) -> None:
         self._trainer = trainer
         self._refiner = Refiner(config, prompt_room(trainer), observe=trainer.accelerator.is_main_process)
+        self._scoring = Scoring(trainer, self._refiner.room.tokenizer)
+        self._resampler = resampler
+        self._resampling: dict[str, float] = {}
         self._rows: list[dict[str, Any]] | None = None
-        self._questions: list[Any] = []
-        self._masks: list[Any] = []
-        self._rows_planned: list[RowPlan] = []
+        self._host_score: Score | None = None
+        self._drawn: Drawn | None = None
         self._in_place = False
-        self._stages: BatchStages | None = None
         self._batches_of_step = (-1, 0)
         self._lookahead: Lookahead | None = None
         self._ahead: tuple[_LaidOut, Ridden] | None = None
@@ -62,13 +73,15 @@ class TwoStages:
 
     @classmethod
     def of(cls, trainer: Any, settings: Mapping[str, Any]) -> TwoStages | None:
-        """Check and announce refinement for a trainer; None if it is switched off."""
+        """Check and announce refinement and dynamic sampling for a trainer; None if both are off."""
         config = resolved_config(trainer, settings)
-        if not config.active:
+        rounds = resampling_rounds("trl", config)
+        if not config.active and not rounds:
             return None
-        stages = cls(trainer, config)
+        resampler = Resampler(trainer, config, rounds) if rounds else None
+        stages = cls(trainer, config if config.active else config.without_refinement(), resampler)
         check_start(trainer, stages._refiner)
-        announce(trainer, stages._refiner)
+        announce(trainer, stages._refiner, None if resampler is None else resampler.describe())
         return stages
 
     @property
@@ -78,34 +91,49 @@ class TwoStages:
 
     def applies(self) -> bool:
         """Whether the host is training, or evaluating and evaluation is to be refined."""
-        return bool(self._trainer.model.training) or self._refiner.config.evaluation == "refine"
+        config = self._refiner.config
+        return bool(self._trainer.model.training) or (config.active and config.evaluation == "refine")
 
     @contextmanager
     def batch(self, inputs: list[dict[str, Any]]) -> Generator[None]:
-        """Note the data set rows of a batch for its length, and watch how it is scored."""
-        self._rows, self._stages = inputs, None
+        """Note the data set rows of a batch for its length, and watch how it is scored.
+
+        Rows that dynamic sampling replaces are replaced in this list, which the host goes on with.
+        """
+        self._rows, self._drawn, self._resampling = inputs, None, {}
         # On the trainer itself: an override in a subclass of the mixin is inside it, for drafts and refinements alike.
-        with replaced(self._trainer, "_calculate_rewards", partial(self._score, self._trainer._calculate_rewards)):
+        score: Score = self._trainer._calculate_rewards
+        self._host_score = score
+        with replaced(self._trainer, "_calculate_rewards", partial(self._score, score)):
             try:
                 yield
             finally:
-                self._rows, self._stages, self._questions = None, None, []
+                self._rows, self._drawn, self._host_score = None, None, None
 
-    def generate(self, host_generate: Callable[[list[Any]], Any], prompts: list[Any]) -> Any:
-        """The host's ``_generate`` for a batch: on q', after Stage 1, and perhaps with the drafts of the next batch."""
-        refined = self._refined_prompts(prompts)
-        upcoming = self._upcoming() if self._refiner.config.draft_ahead else None
-        if upcoming is None:
-            generated = host_generate(refined)
-        else:
-            prompt_ids = self._trainer._tokenize_prompts([prompt for prompt, _ in upcoming.share])[0]
-            config = self._refiner.config
-            with riding_along(self._trainer, _group_size_name(self._trainer), config.num_drafts, prompt_ids) as ridden:
-                generated = host_generate(refined)
-            self._ahead = (upcoming, ridden[0]) if ridden else None
-        # Kept for when the batch is scored: which tokens the policy sampled itself.
-        self._masks = _masks(generated)
-        return generated
+    def generate(self, host_generate: HostGenerate, prompts: list[Any]) -> Any:
+        """The host's ``_generate`` for a batch: on q', after Stage 1, and perhaps with the drafts of the next batch.
+
+        With dynamic sampling, groups without a gradient are then drawn again.
+        """
+        trainer, rows = self._trainer, self._rows_of_batch
+        before = metrics_so_far(trainer)
+        self._in_place = any(has_images(prompt) for prompt in prompts)
+        laid_out, ridden = self._take_ahead() or (self._lay_out(rows, self._groups_of(rows, prompts)), None)
+        drawn = self._plan(laid_out, list(rows), list(prompts), ridden)
+        drawn.generated = self._generate_beside_drafts(host_generate, drawn.refined)
+        if self._resampler is not None and trainer.model.training:
+            self._score_now(drawn)
+            self._resampling = self._resampler.complete(drawn, partial(self._draw_again, host_generate))
+            count_once(trainer, drawn, before, host_generate)
+        self._drawn = drawn
+        # What the host goes on with is its own lists. One with images rebuilds pixel inputs from its prompts after
+        # generation: put q' there too.
+        if drawn.changed:
+            rows[:] = drawn.rows
+            prompts[:] = drawn.prompts
+        if self._in_place:
+            prompts[:] = drawn.refined
+        return drawn.generated
 
     def look_ahead(self, batches: Iterator[Rows]) -> Iterator[Rows]:
         """The host's iterator over an epoch, for the next optimizer step, such that the next batch can be seen."""
@@ -116,43 +144,62 @@ class TwoStages:
         self._lookahead.start_step()
         return self._lookahead
 
-    def _refined_prompts(self, prompts: list[Any]) -> list[Any]:
-        """Stage 1 of a batch: this rank's q' for this rank's q, row by row."""
+    def _generate_beside_drafts(self, host_generate: HostGenerate, refined: list[Any]) -> Any:
+        """The host's ``_generate`` on q', in one call with the drafts of the next batch where these are wanted."""
+        config = self._refiner.config
+        upcoming = self._upcoming() if config.draft_ahead else None
+        if upcoming is None:
+            return host_generate(refined)
+        prompt_ids = self._trainer._tokenize_prompts([prompt for prompt, _ in upcoming.share])[0]
+        with riding_along(self._trainer, _group_size_name(self._trainer), config.num_drafts, prompt_ids) as ridden:
+            generated = host_generate(refined)
+        self._ahead = (upcoming, ridden[0]) if ridden else None
+        return generated
+
+    def _draw_again(self, host_generate: HostGenerate, groups_P: list[Group], group_ids_P: list[str]) -> Drawn:
+        """Sample and score groups as if they were a batch, both stages anew."""
         trainer = self._trainer
-        laid_out, ridden = self._take_ahead() or (self._lay_out(self._rows_of_batch, prompts), None)
-        stages = laid_out.stages
+        per_rank = len(groups_P) * trainer.num_generations // trainer.accelerator.num_processes
+        first_row = trainer.accelerator.process_index * per_rank
+        own = [groups_P[row // trainer.num_generations] for row in range(first_row, first_row + per_rank)]
+        laid_out = self._lay_out([], groups_P, group_ids_P)
+        drawn = self._plan(laid_out, [dict(row) for _, row in own], [for_one_row(prompt) for prompt, _ in own], None)
+        drawn.generated = host_generate(drawn.refined)
+        self._score_now(drawn)
+        return drawn
+
+    def _plan(self, laid_out: _LaidOut, rows: list[Any], prompts: list[Any], ridden: Ridden | None) -> Drawn:
+        """Stage 1: this rank's q' for this rank's q, row by row."""
+        trainer, stages = self._trainer, laid_out.stages
         started = time.perf_counter()
         sampled = self._sample_drafts(laid_out.share, ridden) if laid_out.share else []
         stages.plan(sampled, stage1_seconds=time.perf_counter() - started)
-        self._stages = stages
-        note_refined("trl", trainer=type(trainer).__name__, num_drafts=self._refiner.config.num_drafts)
+        if self._refiner.config.active:
+            note_refined("trl", trainer=type(trainer).__name__, num_drafts=self._refiner.config.num_drafts)
         group_size = getattr(trainer, _group_size_name(trainer))
         first_row = trainer.accelerator.process_index * len(prompts)
-        self._rows_planned = stages.rows(group_size)[first_row : first_row + len(prompts)]
+        planned = stages.rows(group_size)[first_row : first_row + len(prompts)]
         # Rows that stay plain keep the host's own object.
-        refined = [row.prompt if row.refined else own for row, own in zip(self._rows_planned, prompts, strict=True)]
-        self._questions = list(prompts)
-        # A host with images rebuilds pixel inputs from its own list of prompts after generation: put q' there too.
-        self._in_place = any(_has_images(prompt) for prompt in prompts)
-        if self._in_place:
-            prompts[:] = refined
-        return refined
+        refined = [row.prompt if row.refined else own for row, own in zip(planned, prompts, strict=True)]
+        return Drawn(list(laid_out.groups_P), stages, list(stages.plans_P), rows, prompts, refined)
 
-    def _lay_out(self, rows: Rows, prompts: list[Any]) -> _LaidOut:
-        """Which groups a batch has, over all ranks, and whose drafts this rank samples."""
+    def _groups_of(self, rows: Rows, prompts: list[Any]) -> list[Group]:
+        """The groups of a batch, over all ranks."""
         trainer = self._trainer
-        rank, num_ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
         group_size = getattr(trainer, _group_size_name(trainer))
-        first_row = rank * len(prompts)
+        first_row = trainer.accelerator.process_index * len(prompts)
         # A group's rows are adjacent and may straddle ranks; the rank that has its first row speaks for it.
         starts = [row for row in range(len(prompts)) if (first_row + row) % group_size == 0]
-        # Column "prompt" stays what the data set has; prompts[row] is what the host made of it (images put in).
-        groups = _gather([(prompts[row], rows[row]) for row in starts], num_ranks)
-        questions_P = [
-            Question(group_id, group[0]) for group_id, group in zip(self._group_ids(len(groups)), groups, strict=True)
-        ]
-        stages = BatchStages(self._refiner, questions_P, num_ranks)
-        return _LaidOut(rows, stages, [groups[position] for position in stages.draft_rows.share(rank, num_ranks)])
+        return gather([(prompts[row], rows[row]) for row in starts], trainer.accelerator.num_processes)
+
+    def _lay_out(self, rows: Rows, groups_P: list[Group], group_ids_P: Sequence[str] | None = None) -> _LaidOut:
+        """Whose drafts this rank samples."""
+        accelerator = self._trainer.accelerator
+        ids = self._group_ids(len(groups_P)) if group_ids_P is None else group_ids_P
+        questions_P = [Question(group_id, prompt) for group_id, (prompt, _) in zip(ids, groups_P, strict=True)]
+        stages = BatchStages(self._refiner, questions_P, accelerator.num_processes)
+        share = stages.draft_rows.share(accelerator.process_index, accelerator.num_processes)
+        return _LaidOut(rows, groups_P, stages, [groups_P[position] for position in share])
 
     def _upcoming(self) -> _LaidOut | None:
         """The next generation batch of this epoch, if its drafts can be sampled now. The same answer on every rank."""
@@ -161,11 +208,11 @@ class TwoStages:
         left = (trainer.state.max_steps - trainer.state.global_step) * trainer.args.gradient_accumulation_steps
         rows = self._lookahead.after(self._rows_of_batch, distance, left=left) if self._lookahead else None
         # Images are no rows of text: a batch with them, or one before such a batch, is sampled as without draft-ahead.
-        fits = rows is not None and not self._in_place and not any(_needs_images(row) for row in rows)
-        if not all(_gather([fits], trainer.accelerator.num_processes)):
+        fits = rows is not None and not self._in_place and not any(needs_images(row) for row in rows)
+        if not all(gather([fits], trainer.accelerator.num_processes)):
             return None
         assert rows is not None, "all ranks have rows"
-        laid_out = self._lay_out(rows, [row["prompt"] for row in rows])
+        laid_out = self._lay_out(rows, self._groups_of(rows, [row["prompt"] for row in rows]))
         return laid_out if laid_out.share else None
 
     def _take_ahead(self) -> tuple[_LaidOut, Ridden] | None:
@@ -175,41 +222,86 @@ class TwoStages:
 
     def _score(
         self,
-        score: Callable[..., torch.Tensor],
+        score: Score,
         inputs: list[dict[str, Any]],
         prompts: list[Any],
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
         """The trainer's ``_calculate_rewards``; rewards and logs of refinements see q, and are noted."""
-        if not self.in_stage1 and self._in_place:
-            prompts[:] = self._questions
+        if self.in_stage1:
+            return score(inputs, prompts, completions, completion_ids_list)
+        drawn = self._drawn_of_batch
+        if self._in_place:
+            prompts[:] = drawn.prompts
             self._in_place = False
-        rewards = score(inputs, prompts, completions, completion_ids_list)
-        if not self.in_stage1:
-            self._note_refinements(rewards, completion_ids_list)
-        return rewards
+        if not self._is_scored(drawn, completions, completion_ids_list):
+            drawn.rewards = score(inputs, prompts, completions, completion_ids_list)
+            drawn.outcomes_P = self._outcomes(drawn, completion_ids_list)
+        self._finish(drawn)
+        return drawn.rewards_of_rows
 
-    def _note_refinements(self, rewards: torch.Tensor, completion_ids: list[list[int]]) -> None:
-        """Metrics, trace and observers of the finished batch; ``rewards``: all ranks' rows x reward functions."""
-        trainer, stages = self._trainer, self._stages_of_batch
-        local = [self._decode(ids, mask) for ids, mask in zip(completion_ids, self._masks, strict=True)]
-        sampled = _gather(local, trainer.accelerator.num_processes)
+    def _is_scored(self, drawn: Drawn, completions: list[Any], completion_ids: list[list[int]]) -> bool:
+        """Whether the rewards of a batch are known, of these very completions; hands over then what they logged."""
+        trainer = self._trainer
+        if drawn.rewards is None:
+            return False
+        # An override of _generate outside of refinement may have changed them, on any rank: then the host scores anew.
+        same = completions == drawn.completions and completion_ids == drawn.completion_ids
+        if not all(gather([same], trainer.accelerator.num_processes)):
+            return False
+        for column, values in drawn.extra.items():
+            trainer._pending_extra_logs[column].extend(values)
+        for name, values in drawn.values.items():
+            trainer._pending_metrics[name].extend(values)
+        return True
+
+    def _score_now(self, drawn: Drawn) -> None:
+        """Score what was drawn before the host asks for it, and keep what reward functions log until then."""
+        trainer = self._trainer
+        assert self._host_score is not None, "batch() comes first"
+        merge_extra_fields(drawn.rows, drawn.generated)
+        with replaced(trainer, "_pending_extra_logs", drawn.extra), replaced(trainer, "_pending_metrics", drawn.values):
+            drawn.rewards = self._host_score(drawn.rows, list(drawn.prompts), drawn.completions, drawn.completion_ids)
+        drawn.active_P = has_gradient(drawn.plans_P, self._scoring.signals(drawn.rewards))
+        drawn.outcomes_P = self._outcomes(drawn, drawn.completion_ids)
+
+    def _outcomes(self, drawn: Drawn, completion_ids: list[list[int]]) -> list[GroupOutcome]:
+        """The finished groups, over all ranks; none where nothing is refined."""
+        trainer = self._trainer
+        if not self._refiner.config.active:
+            return []
+        masks = masks_of(drawn.generated)
+        local = [self._scoring.decode(ids, mask) for ids, mask in zip(completion_ids, masks, strict=True)]
+        sampled = gather(local, trainer.accelerator.num_processes)
         refinements = [
             Refinement(text, None if reward != reward else reward, num_tokens, finished)
-            for (text, num_tokens, finished), reward in zip(sampled, self._scalar_rewards(rewards), strict=True)
+            for (text, num_tokens, finished), reward in zip(
+                sampled, self._scoring.scalars(drawn.rewards_of_rows), strict=True
+            )
         ]
         step = int(trainer.state.global_step)
-        metrics = stages.finish(refinements, step=step, policy_version=step)
+        return drawn.stages.outcomes(refinements, step=step, policy_version=step)
+
+    def _finish(self, drawn: Drawn) -> None:
+        """Metrics, trace and observers of the finished batch."""
+        metrics = dict(self._resampling)
+        if self._refiner.config.active:
+            metrics.update(self._refiner.finish([*drawn.outcomes_P, *drawn.spare]))
         for name, value in metrics.items():
-            trainer._metrics["train" if trainer.model.training else "eval"][name].append(value)
+            self._trainer._metrics["train" if self._trainer.model.training else "eval"][name].append(value)
 
     def leave_untrained(self, output: dict[str, Any]) -> dict[str, Any]:
         """Take rows that the plan does not train out of the loss, the way the host masks truncated completions."""
-        trainer = self._trainer
-        if all(plan.trained for plan in self._stages_of_batch.plans_P):
+        trainer, drawn = self._trainer, self._drawn_of_batch
+        if all(plan.trained for plan in drawn.plans_P):
             return output
-        trained = torch.tensor([row.trained for row in self._rows_planned], device=output["completion_mask"].device)
+        first_row = trainer.accelerator.process_index * len(drawn.rows)
+        group_size = getattr(trainer, _group_size_name(trainer))
+        trained = torch.tensor(
+            [drawn.plans_P[(first_row + row) // group_size].trained for row in range(len(drawn.rows))],
+            device=output["completion_mask"].device,
+        )
         output["completion_mask"] = output["completion_mask"] * trained.unsqueeze(1).to(output["completion_mask"].dtype)
         # RLOO summed old_logps over tokens that are now masked: without this its ratio, and so its loss, is arbitrary.
         for name in ("advantages", "old_logps"):
@@ -228,15 +320,15 @@ class TwoStages:
         return self._rows
 
     @property
-    def _stages_of_batch(self) -> BatchStages:
-        if self._stages is None:
+    def _drawn_of_batch(self) -> Drawn:
+        if self._drawn is None:
             raise SeamError(
                 f"refine: {type(self._trainer).__name__} made a batch without TRL's _generate, so no draft "
                 "was sampled. Call super()._generate(prompts) in your override, or switch refinement off."
             )
-        return self._stages
+        return self._drawn
 
-    def _sample_drafts(self, groups: list[tuple[Any, dict[str, Any]]], ridden: Ridden | None) -> list[SampledDraft]:
+    def _sample_drafts(self, groups: list[Group], ridden: Ridden | None) -> list[SampledDraft]:
         """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order.
 
         Where they were sampled ahead, the host is given those samples.
@@ -253,45 +345,22 @@ class TwoStages:
                 with served(trainer, ridden) if ridden else nullcontext():
                     generated = trainer._generate(prompts)
                 completion_ids, completions = generated[1], generated[2 if len(generated) == 3 else 3]
-                _merge_extra_fields(inputs, generated)
+                merge_extra_fields(inputs, generated)
                 rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
         finally:
             self.in_stage1 = False
         version = ridden.policy_version if ridden else int(trainer.state.global_step)
         local = [
-            (*self._decode(ids, mask), *failures.get(row, (None, "")))
-            for row, (ids, mask) in enumerate(zip(completion_ids, _masks(generated), strict=True))
+            (*self._scoring.decode(ids, mask), *failures.get(row, (None, "")))
+            for row, (ids, mask) in enumerate(zip(completion_ids, masks_of(generated), strict=True))
         ]
-        sampled = _gather(local, num_ranks)
+        sampled = gather(local, num_ranks)
         return [
             SampledDraft(text, None if reward != reward else reward, num_tokens, finished, failure, detail, version)
             for (text, num_tokens, finished, failure, detail), reward in zip(
-                sampled, self._scalar_rewards(rewards), strict=True
+                sampled, self._scoring.scalars(rewards), strict=True
             )
         ]
-
-    def _scalar_rewards(self, rewards: torch.Tensor) -> list[float]:
-        """The weighted sum the host optimises (its ``sum_then_normalize``), NaN where every function returned None."""
-        weights = self._trainer.reward_weights.to(rewards.device).unsqueeze(0)
-        total = (rewards * weights).nansum(dim=1)
-        total[torch.isnan(rewards).all(dim=1)] = torch.nan
-        return [float(reward) for reward in total.tolist()]
-
-    def _decode(self, token_ids: list[int], mask: list[int] | None = None) -> tuple[str, int, bool]:
-        """Text, number of sampled tokens, and whether it ended by itself.
-
-        Tool results (mask 0) are not the policy's.
-        """
-        tokenizer = self._refiner.room.tokenizer
-        own = token_ids if mask is None else [token for token, kept in zip(token_ids, mask, strict=True) if kept]
-        ids = [int(token) for token in own]
-        return tokenizer.decode(ids, skip_special_tokens=True), len(ids), bool(ids) and ids[-1] in self._ends
-
-    @property
-    def _ends(self) -> set[int]:
-        tokenizer: Any = self._refiner.room.tokenizer
-        several = getattr(self._trainer, "eos_token_ids", None)  # TRL knows several since 1.15; before, the tokenizer's
-        return {*(several or ()), tokenizer.eos_token_id, tokenizer.pad_token_id}
 
     def _group_ids(self, num_groups: int) -> list[str]:
         """Ids that are the same on every rank and differ between batches, also where a step has several."""
@@ -304,35 +373,3 @@ class TwoStages:
 
 def _group_size_name(trainer: Any) -> str:
     return "num_generations" if trainer.model.training else "num_generations_eval"
-
-
-def _gather(objects: list[Any], num_ranks: int) -> list[Any]:
-    return gather_object(objects) if num_ranks > 1 else objects
-
-
-def _masks(generated: Any) -> list[Any]:
-    """Per row, 1 for the policy's own tokens, 0 for what tools or an environment said; None where all are its own."""
-    masks = generated[2] if len(generated) > 3 else None
-    return [None] * len(generated[1]) if masks is None else masks
-
-
-def _needs_images(row: dict[str, Any]) -> bool:
-    return bool(row.get("image") or row.get("images")) or _has_images(row["prompt"])
-
-
-def _has_images(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and any(
-        isinstance(turn.get("content"), list) and any(part.get("type") == "image" for part in turn["content"])
-        for turn in prompt
-    )
-
-
-def _merge_extra_fields(inputs: list[dict[str, Any]], generated: tuple[Any, ...]) -> None:
-    """What a user's rollout_func returns beside tokens is reward input, as in the host's own scoring."""
-    for extra_fields in generated:
-        if isinstance(extra_fields, dict):
-            for name, values in extra_fields.items():
-                for row, value in zip(
-                    inputs, values if isinstance(values, list) else [values] * len(inputs), strict=False
-                ):
-                    row[name] = value

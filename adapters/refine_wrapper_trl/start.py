@@ -72,6 +72,9 @@ def check_start(trainer: Any, refiner: Refiner) -> None:
         raise ConfigError(
             "refine: environment_factory cannot be refined: an environment keeps the state that drafts left in it, and "
             "refinements would start from there. Use stateless tools or a rollout_func, or set refine=False."
+            if refiner.config.active
+            else "refine: dynamic_sampling cannot draw groups with an environment_factory again: an environment keeps "
+            "the state that the first draw left in it. Use stateless tools or a rollout_func, or switch it off."
         )
     for name in (
         "_metrics",
@@ -86,6 +89,8 @@ def check_start(trainer: Any, refiner: Refiner) -> None:
                 f"refine: {type(trainer).__name__} has no {name!r}, which refinement must keep apart from Stage 1. "
                 "Run `refine-wrapper doctor`; supported is TRL 1.0 to 1.16."
             )
+    if not refiner.config.active:
+        return
     sample = _sample_prompt(trainer)
     try:
         overhead = refiner.prompts.overhead_tokens(sample)
@@ -101,20 +106,24 @@ def check_start(trainer: Any, refiner: Refiner) -> None:
     )
 
 
-def announce(trainer: Any, refiner: Refiner) -> None:
-    """Say on screen, once per run, that refinement is on and what it costs."""
+def announce(trainer: Any, refiner: Refiner, dynamic_sampling: str | None) -> None:
+    """Say on screen, once per run, that refinement is on and what it costs, and what dynamic sampling does, if on."""
     if not trainer.accelerator.is_main_process:
         return
     config, args = refiner.config, trainer.args
+    objective = [] if config.objective is None else [_objective(config.objective, refiner)]
+    if not config.active:
+        click.echo("\n".join([f"refine-wrapper: {dynamic_sampling}.", *objective]), err=True)
+        return
     plain = getattr(args, "refine_plain_generations", None) or trainer.num_generations
     budget = CompletionBudget(config.num_drafts, trainer.num_generations, plain)
     lines = [f"refine-wrapper: on for {type(trainer).__name__}. {budget.describe()}."]
     lines.append(
         f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}"
     )
-    if config.objective is not None:
-        missing = settings_on("trl", config.objective, refiner.plugins).missing
-        lines.append(f"  objective={config.objective}" + (f"; not in TRL: {missing}" if missing else ""))
+    lines += objective
+    if dynamic_sampling is not None:
+        lines.append(f"  {dynamic_sampling}")
     if not budget.matched:
         lines.append(
             f"  To match the plain run's {plain} completions at the same prompts per step: refine_match_budget=True "
@@ -127,6 +136,11 @@ def announce(trainer: Any, refiner: Refiner) -> None:
     if getattr(trainer, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
         lines.append("  multi_objective_aggregation has no single raw reward: drafts are chosen by the weighted sum.")
     click.echo("\n".join(lines), err=True)
+
+
+def _objective(name: str, refiner: Refiner) -> str:
+    missing = settings_on("trl", name, refiner.plugins).missing
+    return f"  objective={name}" + (f"; not in TRL: {missing}" if missing else "")
 
 
 def _model_length(trainer: Any) -> tuple[int | None, str]:

@@ -25,7 +25,8 @@ from refine_wrapper.errors import ConfigError  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402
-from refine_wrapper_verl.settings import (
+from refine_wrapper_verl.objectives import OWN_DYNAMIC_SAMPLING  # noqa: E402
+from refine_wrapper_verl.settings import (  # noqa: E402
     announce,
     has_objective,
     is_prepared,
@@ -54,7 +55,7 @@ class RefineAgentLoopManager:
         if not has_objective(config, settings):
             raise ConfigError(
                 f"refine: objective={settings.objective} must be set before the trainer starts. State it on the "
-                "command line (refine.objective=NAME), or write the keys that `refine-wrapper objectives --host verl` lists."
+                "command line (refine.objective=NAME), or write the keys of `refine-wrapper objectives --host verl`."
             )
         uses_v1 = bool(config.trainer.get("use_v1", False))
         if not settings.active:
@@ -77,6 +78,7 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
                 "+refine=matched_4 or `refine-wrapper run`, or set rollout.n yourself and leave match_budget out."
             )
         settings.check_pipelined("veRL")
+        settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
         store_settings(config, settings, int(config.actor_rollout_ref.rollout.n))
         announce(config, settings)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)

@@ -20,6 +20,9 @@ def _clip(low: float, high: float) -> dict[str, Any]:
     return {f"{_ACTOR}.clip_ratio_low": low, f"{_ACTOR}.clip_ratio_high": high}
 
 
+OWN_DYNAMIC_SAMPLING: Final = ("veRL", "algorithm.filter_groups.enable=True")
+"""The host and its own setting, where it is asked for this package's ``dynamic_sampling``."""
+
 OBJECTIVES: Final[Mapping[str, ObjectiveSettings]] = {
     "grpo": ObjectiveSettings({_ESTIMATOR: "grpo", _MEAN: "seq-mean-token-mean"}),
     "dapo": ObjectiveSettings(

@@ -21,7 +21,7 @@ from refine_wrapper.errors import ConfigError
 from refine_wrapper.objectives import settings_on
 from refine_wrapper.plugins import Plugins
 from refine_wrapper_verl.lengths import check_lengths, make_room
-from refine_wrapper_verl.objectives import apply_objective
+from refine_wrapper_verl.objectives import OWN_DYNAMIC_SAMPLING, apply_objective
 
 MANAGER = "refine_wrapper_verl.RefineAgentLoopManager"
 _NODE = "refine"
@@ -80,6 +80,7 @@ def prepare(config: DictConfig) -> RefineConfig:
     settings = read_settings(config)
     if is_prepared(config):
         return settings
+    settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
     if not has_objective(config, settings):
         _take_objective(config, settings)
     if not settings.active:

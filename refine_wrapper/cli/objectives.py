@@ -64,6 +64,8 @@ def _cell(objective: ObjectiveSettings | None) -> str:
         return f"no: {objective.missing}"
     settings = " ".join(f"{name}={value}" for name, value in objective.settings.items())
     parts = [f"{objective.trainer}: {settings}".strip(": ") if objective.trainer else settings or "as it is"]
+    if objective.dynamic_sampling:
+        parts.append(f"dynamic sampling by this package, at most {objective.dynamic_sampling} rounds a batch")
     if objective.missing:
         parts.append(f"missing: {objective.missing}")
     return "\n".join(parts)

@@ -93,8 +93,11 @@ def _check(config: RefineConfig, plugins: Plugins) -> None:
 
 
 def _is_needed(config: RefineConfig) -> bool:
-    """Whether the hook has anything to do. A named objective is set with refinement off too, for a fair baseline."""
-    return config.active or config.objective is not None
+    """Whether the hook has anything to do.
+
+    A named objective is set with refinement off too, for a fair baseline, and so is dynamic sampling.
+    """
+    return config.active or config.objective is not None or bool(config.dynamic_sampling)
 
 
 def _patches(plugins: Plugins) -> dict[str, str]:
@@ -138,8 +141,13 @@ def _banner(settings: Settings) -> str:
     config, sources = settings.config, settings.sources
     if not config.active:
         name = "num_drafts" if config.enabled else "enabled"
-        objective = "" if config.objective is None else f", with {_shown(settings, 'objective')}"
-        return f"refine: off ({_shown(settings, name)}); the plain command runs{objective}."
+        also = [
+            _shown(settings, name)
+            for name, given in (("objective", config.objective), ("dynamic_sampling", config.dynamic_sampling))
+            if given
+        ]
+        others = f", with {', '.join(also)}" if also else ""
+        return f"refine: off ({_shown(settings, name)}); the plain command runs{others}."
     line = "refine: on. " + ", ".join(_shown(settings, name) for name in _SHOWN_ALWAYS)
     others = [name for name, source in sources.items() if source != DEFAULT and name not in _SHOWN_ALWAYS]
     return line + (f"; also {', '.join(_shown(settings, name) for name in others)}" if others else "")
