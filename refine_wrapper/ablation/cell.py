@@ -33,6 +33,7 @@ class Cell:
         seed: Of the host and of refinement.
         completions: Per prompt: G of a plain cell, N + G of a refined one; 0 where nothing is trained.
         refine: Refinement settings that differ from the defaults; None for a plain cell.
+        common: Settings of a plain cell.
         command: The host's command with ``{seed}``, ``{output}`` and the like in it.
         variables: Its environment variables, the same.
         values: What those stand for, but the folders and the steps.
@@ -54,6 +55,7 @@ class Cell:
     seed: int
     completions: int
     refine: Mapping[str, Any] | None
+    common: Mapping[str, Any]
     command: tuple[str, ...]
     variables: Mapping[str, str]
     values: Mapping[str, Any]
@@ -106,7 +108,7 @@ class Cell:
         values = self._values(folder, steps)
         flags = {"objective": self.objective}
         if self.refine is None:
-            flags["enabled"] = "false"
+            flags |= {"enabled": "false", **{name: _as_text(value) for name, value in self.common.items()}}
         else:
             flags |= {name: _as_text(value) for name, value in self.refine.items()}
             flags |= {"trace_dir": str(folder / "trace"), "seed": str(self.seed)}
@@ -182,7 +184,7 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
     command, variables = _command(plan, host, plugins)
     evaluation = plan.evaluation(task, run)
     plain_name = _slug(host, objective, task, "plain", f"seed{seed}")
-    for config in plan.settings():
+    for config in plan.settings(objective):
         name = plain_name
         if config is not None:
             split = f"{config.num_drafts}+{plan.completions - config.num_drafts}"
@@ -195,6 +197,7 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
             seed=seed,
             completions=plan.completions,
             refine=None if config is None else _stated(config),
+            common=plan.with_objective.get(objective, {}),
             command=command,
             variables=variables,
             values={**plan.fields(task), "run": str(run)},
@@ -220,6 +223,7 @@ def _start_cell(plan: Plan, task: str, run: Path) -> Cell:
         seed=0,
         completions=0,
         refine=None,
+        common={},
         command=(),
         variables={},
         values={},

@@ -7,7 +7,7 @@ batch ``match_budget`` keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,23 @@ def plain_spent(lengths: Sequence[Value], prompts: float, completions: int) -> d
     return {value.step: Spent(prompts, prompts * completions, prompts * completions * value.value) for value in lengths}
 
 
+def with_resampled(spent: Mapping[int, Spent], logged: Mapping[str, list[Value]]) -> dict[int, Spent]:
+    """The same with the groups that dynamic sampling drew besides: their number is logged, their length is the mean."""
+    extra = {value.step: value.value for value in logged.get("refine/resampled_completions", [])}
+    # A trace may count steps from 0 where the host logs its first one as 1.
+    shift = first_step(logged) - min(spent, default=0)
+    found: dict[int, Spent] = {}
+    for step, one in spent.items():
+        share = 1 + extra.get(step + shift, 0.0) / one.completions
+        found[step] = Spent(one.prompts, one.completions * share, one.tokens * share)
+    return found
+
+
+def first_step(logged: Mapping[str, list[Value]]) -> int:
+    """The first step that a host logged."""
+    return min((values[0].step for values in logged.values() if values), default=0)
+
+
 def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
     """Steps in which a refined cell generates as many tokens as its plain cell did.
 
@@ -80,12 +97,14 @@ def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
         SpentError: If the plain cell or the pilot did not leave what that takes.
     """
     launch = launch_of(cell.host, Plugins(cell.plugin_modules))
-    lengths = named(read_scalars(plain / "tensorboard"), launch).get("completion_length", [])
-    spent = refined_spent(pilot / "trace")
+    logged = named(read_scalars(plain / "tensorboard"), launch)
+    lengths = logged.get("completion_length", [])
+    spent = with_resampled(refined_spent(pilot / "trace"), named(read_scalars(pilot / "tensorboard"), launch))
     prompts = prompts_per_step(spent, cell.pilot_steps)
     if not lengths or prompts is None:
         missing = f"{plain / 'tensorboard'} has no completion lengths" if not lengths else "the pilot left no trace"
         raise SpentError(f"refine: match: tokens cannot count the tokens of {cell.name}: {missing}.")
-    budget = sum(one.tokens for one in plain_spent(lengths, prompts, cell.completions).values())
+    spent_plain = with_resampled(plain_spent(lengths, prompts, cell.completions), logged)
+    budget = sum(one.tokens for one in spent_plain.values())
     per_step = sum(one.tokens for one in spent.values()) / cell.pilot_steps
     return max(1, round(budget / per_step))

@@ -105,7 +105,7 @@ def test_objectives_only_where_they_are_wanted(tmp_path: Path) -> None:
     [
         ({"objektives": ["grpo"]}, "unknown setting 'objektives'. Did you mean 'objectives'"),
         ({"refine": {"num_draft": 4}}, "unknown setting refine.num_draft in the plan. Did you mean 'num_drafts'"),
-        ({"refine": {"enabled": [True, False]}}, "refine.enabled cannot be varied"),
+        ({"refine": {"enabled": [True, False]}}, "refine.enabled cannot be set"),
         ({"objectives": ["gropo"]}, "gropo.*Did you mean 'grpo'"),
         ({"objectives": ["reinforce\\+\\+".replace("\\", "")]}, "cannot be trained on trl"),
         ({"hosts": {"trll": {"command": "x"}}}, "no host is called 'trll'. Did you mean 'trl'"),
