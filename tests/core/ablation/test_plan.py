@@ -122,6 +122,7 @@ def test_objectives_only_where_they_are_wanted(tmp_path: Path) -> None:
         ({"refine": {"template": "nowhere.txt"}}, "nowhere.txt"),
         ({"only_on": {"grpo": ["verl"]}}, "trains no objective on trl"),
         ({"seeds": []}, "seeds"),
+        ({"hosts": {"openrlhf": {"command": "x"}}, "steps": 5}, "openrlhf has no setting for optimizer steps"),
     ],
 )
 def test_what_a_plan_may_not_say(tmp_path: Path, content: dict[str, Any], message: str) -> None:
