@@ -175,8 +175,8 @@ class Plan(BaseModel):
             own = placed((*launched.command, *launched.variables.values()))
             if self.steps is not None and "steps" not in {*own, *launch_of(host, plugins).arguments}:
                 raise ConfigError(
-                    f"refine: {host} has no setting for optimizer steps. Place {{steps}} in its command, or leave `steps` "
-                    "out of the plan: data and episodes then say how long it trains."
+                    f"refine: {host} has no setting for optimizer steps. Place {{steps}} in its command, or leave "
+                    "`steps` out: data and episodes then say how long it trains."
                 )
             for objective in self.objectives_on(host):
                 settings_on(host, objective, plugins)
