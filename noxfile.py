@@ -29,6 +29,7 @@ nox.options.sessions = [
     "lint",
     "core",
     "trl",
+    "report",
     "trl_oldest",
     "trl_vllm",
     "ablation",
@@ -77,6 +78,12 @@ def core(session: nox.Session) -> None:
 def trl(session: nox.Session) -> None:
     """TRL's own trainers, with Hugging Face generation."""
     _test(session, "trl", "trl")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """`refine-wrapper report`: the page in a real browser, which is found or fetched once (tools/browser.py)."""
+    _test(session, "trl", "report")
 
 
 @nox.session
