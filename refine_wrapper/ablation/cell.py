@@ -32,6 +32,7 @@ class Cell:
         task: Name of the task in the plan.
         seed: Of the host and of refinement.
         completions: Per prompt: G of a plain cell, N + G of a refined one; 0 where nothing is trained.
+        prompts: Per optimizer step, if the plan says so.
         refine: Refinement settings that differ from the defaults; None for a plain cell.
         common: Settings of a plain cell.
         command: The host's command with ``{seed}``, ``{output}`` and the like in it.
@@ -54,6 +55,7 @@ class Cell:
     task: str
     seed: int
     completions: int
+    prompts: int | None
     refine: Mapping[str, Any] | None
     common: Mapping[str, Any]
     command: tuple[str, ...]
@@ -130,7 +132,8 @@ class Cell:
 
     def _values(self, folder: Path, steps: int | None) -> dict[str, Any]:
         folders = {name: folder / name for name in ("output", "tensorboard")}
-        return {**self.values, **folders, "steps": steps, "seed": self.seed, "completions": self.completions}
+        whole = {"seed": self.seed, "completions": self.completions, "prompts": self.prompts}
+        return {**self.values, **folders, **whole, "steps": steps}
 
     def to_json(self) -> str:
         """For ``cell.json``."""
@@ -196,6 +199,7 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
             task=task,
             seed=seed,
             completions=plan.completions,
+            prompts=plan.prompts,
             refine=None if config is None else _stated(config),
             common=plan.with_objective.get(objective, {}),
             command=command,
@@ -222,6 +226,7 @@ def _start_cell(plan: Plan, task: str, run: Path) -> Cell:
         task=task,
         seed=0,
         completions=0,
+        prompts=None,
         refine=None,
         common={},
         command=(),

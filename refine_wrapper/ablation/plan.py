@@ -24,7 +24,7 @@ from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.builder import find_template
 from refine_wrapper.refiner import build_selector
 
-VALUES: Final = ("completions", "seed", "steps", "output", "tensorboard", "run")
+VALUES: Final = ("completions", "prompts", "seed", "steps", "output", "tensorboard", "run")
 """What ``{name}`` in a command may stand for, beside the fields of the tasks."""
 # Set from cell to cell by the ablation itself.
 _NOT_VARIED: Final = ("enabled", "objective", "match_budget", "trace_dir", "seed", "plugin_modules")
@@ -98,6 +98,12 @@ class Plan(BaseModel):
     )
     completions: int = Field(
         8, ge=2, description="Completions per prompt in every cell: G of a plain one, N + G of a refined one."
+    )
+    prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Prompts per optimizer step, {prompts} in commands. A refined cell that samples others fails. "
+        "Unset: plain cells are taken to have as many as the refined ones.",
     )
     match: Literal["completions", "tokens"] = Field(
         "completions",

@@ -1,8 +1,8 @@
 """What a cell spent: completions and generated tokens, step by step.
 
 A refined cell's trace counts them exactly. A plain cell has no trace: its completions are prompts x G, its tokens those
-times the mean length that the host logs; the prompts per step are those of a refined cell of the same command, whose
-batch ``match_budget`` keeps.
+times the mean length that the host logs; the prompts per step are those of the plan, or of a refined cell of the same
+command, whose number ``match_budget`` keeps.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ def prompts_per_step(spent: dict[int, Spent], steps: int) -> float | None:
     return sum(one.prompts for one in spent.values()) / steps if spent and steps else None
 
 
+def prompts_of(cell: Cell, folder: Path) -> float | None:
+    """Prompts per optimizer step of a refined cell, by its trace and its log; None where one of them is missing."""
+    logged = named(read_scalars(folder / "tensorboard"), launch_of(cell.host, Plugins(cell.plugin_modules)))
+    steps = len({value.step for values in logged.values() for value in values})
+    return prompts_per_step(refined_spent(folder / "trace"), steps)
+
+
 def plain_spent(lengths: Sequence[Value], prompts: float, completions: int) -> dict[int, Spent]:
     """Step -> what it spent, from the host's mean lengths.
 
@@ -100,7 +107,7 @@ def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
     logged = named(read_scalars(plain / "tensorboard"), launch)
     lengths = logged.get("completion_length", [])
     spent = with_resampled(refined_spent(pilot / "trace"), named(read_scalars(pilot / "tensorboard"), launch))
-    prompts = prompts_per_step(spent, cell.pilot_steps)
+    prompts = cell.prompts or prompts_per_step(spent, cell.pilot_steps)
     if not lengths or prompts is None:
         missing = f"{plain / 'tensorboard'} has no completion lengths" if not lengths else "the pilot left no trace"
         raise SpentError(f"refine: match: tokens cannot count the tokens of {cell.name}: {missing}.")

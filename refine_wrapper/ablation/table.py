@@ -123,9 +123,9 @@ def _rows(
     prompts: Mapping[tuple[str, str], float],
 ) -> Iterator[dict[str, Any]]:
     """All but the columns of the cell."""
-    if spent is None and (cell.host, cell.task) in prompts:
-        lengths = logged.get("completion_length", [])
-        spent = plain_spent(lengths, prompts[cell.host, cell.task], cell.completions)
+    per_step = cell.prompts or prompts.get((cell.host, cell.task))
+    if spent is None and per_step is not None:
+        spent = plain_spent(logged.get("completion_length", []), per_step, cell.completions)
     axes = _axes(logged, with_resampled(spent or {}, logged))
     for metric, values in logged.items():
         for value in values:
