@@ -28,7 +28,7 @@ def _load(path: Path) -> Any:
     return module
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2000)
 def test_the_small_run_switched_on_by_a_key(small_example: Run) -> None:
     """Two steps of the example's own script, data and reward."""
     assert "N=4 drafts + G=4 refinements = 8 completions per prompt, as many as the plain" in small_example.output

@@ -25,7 +25,7 @@ import refine_testing.verl_reward
 
 SUPPORT = Path(refine_testing.verl_reward.__file__).parents[1]
 TEMPLATE_IS_IN = "Here is an attempt at this problem."
-SECONDS = 540
+SECONDS = 900
 """Far more than a run takes on an idle machine; a run that hangs must not hang the session."""
 
 _ENVIRONMENT = {

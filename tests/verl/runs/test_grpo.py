@@ -10,7 +10,7 @@ import pytest
 from refine_testing.verl_host import TEMPLATE_IS_IN, Run, question
 from refine_testing.verl_reward import checksum
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(2000)
 PROMPTS = 8
 N, G = 4, 3
 TOOL = 3

@@ -13,7 +13,7 @@ from refine_testing.verl_host import TEMPLATE_IS_IN, Run
 from refine_wrapper_verl.objectives import OBJECTIVES
 from refine_wrapper_verl.plugin import ADAPTER
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(2000)
 
 
 def _check_rows(run: Run, steps: int, groups: int, size: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from refine_testing.verl_host import Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(2000)
 CHECKPOINT = "checkpoints/global_step_3/actor/model_world_size_1_rank_0.pt"
 
 # What no two runs of veRL have in common: clocks, memory, and numbers that the engine computes (they depend on which
