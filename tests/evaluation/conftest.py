@@ -7,10 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from refine_testing.tiny import save_tiny
 
 from refine_wrapper_trl.demo.task import REFINE_TEMPLATE, Task
 from refine_wrapper_trl.demo.warm_start import warm_start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """See `refine_testing.evaluations`; also the threads of a sum change its last bit."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
