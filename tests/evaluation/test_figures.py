@@ -70,6 +70,19 @@ def test_every_figure_is_numpys(sampled: tuple[str, Path]) -> None:
     assert "With the oracle's draft: the reward chose it by the held-out label." in screen
 
 
+def test_another_implementation_of_the_measure_agrees(workplace: Path, sampled: tuple[str, Path], task: Task) -> None:
+    """The demo has one of its own for a model that is being trained: other sampling code, other random numbers."""
+    from refine_wrapper_trl.demo.evaluate import evaluate as demo_evaluate
+
+    model = AutoModelForCausalLM.from_pretrained(workplace / "palindromes")
+    tokenizer = AutoTokenizer.from_pretrained(workplace / "palindromes")
+    other = demo_evaluate(model, tokenizer, task, task.held_out(), samples=8)
+    for name in ("single_shot", "with_draft"):
+        mine = result_of(sampled[1])["measures"][name]["figures"]["avg@4"]
+        error = np.hypot(mine["standard_error"], getattr(other, f"{name}_error"))
+        assert mine["value"] == pytest.approx(getattr(other, name), abs=4 * error)
+
+
 def test_drafts_are_chosen_as_the_names_say(sampled: tuple[str, Path]) -> None:
     for record in records_of(sampled[1]):
         drafts = [*record["single_shot"], *record["more_drafts"]]
