@@ -32,6 +32,7 @@ nox.options.sessions = [
     "report",
     "trl_oldest",
     "trl_vllm",
+    "evaluation",
     "ablation",
     "openrlhf",
     "openrlhf_oldest",
@@ -96,6 +97,12 @@ def trl_oldest(session: nox.Session) -> None:
 def trl_vllm(session: nox.Session) -> None:
     """TRL's own trainers, with vLLM generation on a CPU."""
     _test(session, "trl-vllm", "trl_vllm")
+
+
+@nox.session
+def evaluation(session: nox.Session) -> None:
+    """`refine-wrapper eval` with transformers: real models, reasoning-gym, PEFT, kill and going on."""
+    _test(session, "trl", "evaluation")
 
 
 @nox.session

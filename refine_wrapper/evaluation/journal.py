@@ -64,8 +64,10 @@ class Journal:
         Raises:
             ConfigError: With what differs.
         """
-        there = read_identity(self.folder)
-        if there is None and os.fstat(self._descriptor).st_size:
+        # Settings without answers are of a run that was refused before it sampled: they bind nobody.
+        answered = os.fstat(self._descriptor).st_size > 0
+        there = read_identity(self.folder) if answered or self.identity else None
+        if there is None and answered:
             raise ConfigError(
                 f"refine: {self.folder} has answers of unknown settings ({SETTINGS_FILE} is missing or broken). Give "
                 "--out another folder, or --fresh to throw them away."
