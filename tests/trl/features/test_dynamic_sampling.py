@@ -364,8 +364,12 @@ def test_completions_that_an_override_changes_are_scored_as_it_left_them(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "rounds"),
     [
-        pytest.param({}, 2, id="summed"),
-        pytest.param({"multi_objective_aggregation": "normalize_then_sum"}, 0, id="normalised apart"),
+        pytest.param({"reward_weights": [2.0, 1.0]}, 2, id="summed"),
+        pytest.param(
+            {"reward_weights": [2.0, 1.0], "multi_objective_aggregation": "normalize_then_sum"},
+            0,
+            id="normalised apart",
+        ),
         pytest.param(
             {"objective": "rloo", "reward_clip_range": (0.0, 3.0), "reward_weights": [9.0, 0.0]}, 2, id="clipped"
         ),
@@ -373,13 +377,13 @@ def test_completions_that_an_override_changes_are_scored_as_it_left_them(tmp_pat
     ],
 )
 def test_what_counts_is_what_advantages_come_from(settings: dict[str, Any], rounds: int, tmp_path: Path) -> None:
-    """Two functions whose sum is always 1: no gradient in the sum, but each of them alone has one."""
+    """Two functions whose weighted sum is always 2: no gradient in it, but in each of them alone."""
 
     def one(completions: list[str], **_: Any) -> list[float]:
-        return [0.5 + checksum(text) / 2 for text in completions]
+        return [0.5 + round(32 * checksum(text)) / 64 for text in completions]  # sums are exact
 
     def other(completions: list[str], **_: Any) -> list[float]:
-        return [1 - value for value in one(completions)]
+        return [2 - 2 * value for value in one(completions)]
 
     trainer = trainer_for(
         tmp_path, [one, other], _data(), refine_num_drafts=0, refine_dynamic_sampling=2, max_steps=1, **settings
