@@ -142,7 +142,8 @@ def test_groups_without_a_gradient_are_replaced(
     assert [text_of(c) for c in list(trainer._logs["completion"])[-P * G :]] == [
         text_of(c) for c in last["completions"]
     ]
-    assert list(trainer._logs["prompt"])[-P * G :] == last["prompts"]
+    shown = list(trainer._logs["prompt"])[-P * G :]  # TRL 1.0 shows q', later ones q
+    assert all(prompt.startswith(question) for prompt, question in zip(shown, last["prompts"], strict=True))
     if num_drafts:
         groups = read_trace(tmp_path / "trace")
         for step, batch in enumerate(batches):
@@ -352,10 +353,18 @@ def test_completions_that_an_override_changes_are_scored_as_it_left_them(tmp_pat
             shouted = [text.upper() + "!" for text in generated[3]]
             return (*generated[:3], shouted, *generated[4:])
 
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+            output = super()._generate_and_score_completions(inputs)
+            self.numbers = [row["number"] for row in inputs]
+            return output
+
     reward = PayingReward(pay=flat_for(*FLAT))
     trainer, _ = _run(tmp_path, reward=reward, base=Shouting, max_steps=1)
-    *_, last = reward.calls
+    *before, last = reward.calls
+    (batch,) = merged(before, reward.paid, group_size=G, limit=LIMIT)
+    assert batch.groups
     assert all(text.endswith("!") for text in last["completions"])
+    assert trainer.numbers == last["number"] == batch.both.refinements["number"]
     assert len(last["prompts"]) == P * G
     paid = [float(reward) for reward in reward.paid(last) if reward is not None]
     assert trainer.batches[0].output["advantages"].tolist() == pytest.approx(grpo_advantages(paid, G), abs=1e-5)
@@ -364,8 +373,12 @@ def test_completions_that_an_override_changes_are_scored_as_it_left_them(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "rounds"),
     [
-        pytest.param({}, 2, id="summed"),
-        pytest.param({"multi_objective_aggregation": "normalize_then_sum"}, 0, id="normalised apart"),
+        pytest.param({"reward_weights": [2.0, 1.0]}, 2, id="summed"),
+        pytest.param(
+            {"reward_weights": [2.0, 1.0], "multi_objective_aggregation": "normalize_then_sum"},
+            0,
+            id="normalised apart",
+        ),
         pytest.param(
             {"objective": "rloo", "reward_clip_range": (0.0, 3.0), "reward_weights": [9.0, 0.0]}, 2, id="clipped"
         ),
@@ -373,13 +386,13 @@ def test_completions_that_an_override_changes_are_scored_as_it_left_them(tmp_pat
     ],
 )
 def test_what_counts_is_what_advantages_come_from(settings: dict[str, Any], rounds: int, tmp_path: Path) -> None:
-    """Two functions whose sum is always 1: no gradient in the sum, but each of them alone has one."""
+    """Two functions whose weighted sum is always 2: no gradient in it, but in each of them alone."""
 
     def one(completions: list[str], **_: Any) -> list[float]:
-        return [0.5 + checksum(text) / 2 for text in completions]
+        return [0.5 + round(32 * checksum(text)) / 64 for text in completions]  # sums are exact
 
     def other(completions: list[str], **_: Any) -> list[float]:
-        return [1 - value for value in one(completions)]
+        return [2 - 2 * value for value in one(completions)]
 
     trainer = trainer_for(
         tmp_path, [one, other], _data(), refine_num_drafts=0, refine_dynamic_sampling=2, max_steps=1, **settings

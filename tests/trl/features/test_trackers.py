@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ class _Sink:
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
+        self.run = SimpleNamespace(summary=dict[str, Any]())
 
     def log(self, values: dict[str, Any], **_: Any) -> None:
         self.logged.append(values)
