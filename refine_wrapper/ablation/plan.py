@@ -178,8 +178,8 @@ class Plan(BaseModel):
             ConfigError: With what to write instead.
         """
         for host, launched in self.hosts.items():
-            own = placed((*launched.command, *launched.variables.values()))
-            if self.steps is not None and "steps" not in {*own, *launch_of(host, plugins).arguments}:
+            known = {*placed((*launched.command, *launched.variables.values())), *launch_of(host, plugins).arguments}
+            if self.steps is not None and "steps" not in known:
                 raise ConfigError(
                     f"refine: {host} has no setting for optimizer steps. Place {{steps}} in its command, or leave "
                     "`steps` out: data and episodes then say how long it trains."
