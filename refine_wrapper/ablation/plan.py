@@ -178,6 +178,10 @@ class Plan(BaseModel):
             ConfigError: With what to write instead.
         """
         for host, launched in self.hosts.items():
+            for task in self.tasks:
+                values = {**dict.fromkeys(VALUES, "0"), **self.fields(task)}
+                for argument in (*launched.command, *launched.variables.values()):
+                    fill(argument, values, f"hosts.{host}")
             known = {*placed((*launched.command, *launched.variables.values())), *launch_of(host, plugins).arguments}
             if self.steps is not None and "steps" not in known:
                 raise ConfigError(
@@ -186,10 +190,6 @@ class Plan(BaseModel):
                 )
             for objective in self.objectives_on(host):
                 settings_on(host, objective, plugins)
-            for task in self.tasks:
-                values = {**dict.fromkeys(VALUES, "0"), **self.fields(task)}
-                for argument in (*launched.command, *launched.variables.values()):
-                    fill(argument, values, f"hosts.{host}")
             if not self.objectives_on(host):
                 raise ConfigError(f"refine: the plan trains no objective on {host}; see `only_on`.")
         for config in filter(None, itertools.chain.from_iterable(map(self.settings, self.objectives))):
