@@ -102,7 +102,7 @@ class Plan(BaseModel):
     prompts: int | None = Field(
         None,
         ge=1,
-        description="Prompts per optimizer step, {prompts} in commands. A refined cell that samples others fails. "
+        description="Prompts per optimizer step, {prompts} in commands. A refined cell that samples fewer fails. "
         "Unset: plain cells are taken to have as many as the refined ones.",
     )
     match: Literal["completions", "tokens"] = Field(

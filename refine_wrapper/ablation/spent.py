@@ -7,16 +7,21 @@ command, whose number ``match_budget`` keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from refine_wrapper.ablation.cell import Cell
 from refine_wrapper.ablation.events import Value, named, read_scalars
 from refine_wrapper.ablation.plan import launch_of
 from refine_wrapper.errors import RefineError
 from refine_wrapper.plugins import Plugins
+from refine_wrapper.resampling import is_drawn_again
 from refine_wrapper.trace import FILE_NAME, read_trace
+
+
+_LENGTH: Final = "completion_length"
 
 
 class SpentError(RefineError, RuntimeError):
@@ -28,8 +33,8 @@ class Spent:
     """Of one step.
 
     Attributes:
-        prompts: Groups.
-        completions: Drafts and refinements.
+        prompts: Groups, without those that dynamic sampling drew besides.
+        completions: Drafts and refinements of all groups.
         tokens: Generated for them.
     """
 
@@ -46,7 +51,7 @@ def refined_spent(trace: Path) -> dict[int, Spent]:
     for group in read_trace(trace):
         sampled = [*group["drafts"], *group["refinements"]]
         total = totals.setdefault(int(group["step"] or 0), [0, 0, 0])
-        total[0] += 1
+        total[0] += not is_drawn_again(group["group_id"])
         total[1] += len(sampled)
         total[2] += sum(answer["num_tokens"] for answer in sampled)
     return {step: Spent(*total) for step, total in totals.items()}
@@ -64,27 +69,17 @@ def prompts_of(cell: Cell, folder: Path) -> float | None:
     return prompts_per_step(refined_spent(folder / "trace"), steps)
 
 
-def plain_spent(lengths: Sequence[Value], prompts: float, completions: int) -> dict[int, Spent]:
-    """Step -> what it spent, from the host's mean lengths.
+def plain_spent(logged: Mapping[str, list[Value]], prompts: float, completions: int) -> dict[int, Spent]:
+    """Step -> what it spent, from what the host logged.
 
     Args:
-        lengths: Mean completion length by step.
+        logged: The host's metrics; completions that dynamic sampling drew besides are among them.
         prompts: Per step.
         completions: Per prompt.
     """
-    return {value.step: Spent(prompts, prompts * completions, prompts * completions * value.value) for value in lengths}
-
-
-def with_resampled(spent: Mapping[int, Spent], logged: Mapping[str, list[Value]]) -> dict[int, Spent]:
-    """The same with the groups that dynamic sampling drew besides: their number is logged, their length is the mean."""
     extra = {value.step: value.value for value in logged.get("refine/resampled_completions", [])}
-    # A trace may count steps from 0 where the host logs its first one as 1.
-    shift = first_step(logged) - min(spent, default=0)
-    found: dict[int, Spent] = {}
-    for step, one in spent.items():
-        share = 1 + extra.get(step + shift, 0.0) / one.completions
-        found[step] = Spent(one.prompts, one.completions * share, one.tokens * share)
-    return found
+    counts = {value.step: prompts * completions + extra.get(value.step, 0.0) for value in logged.get(_LENGTH, [])}
+    return {v.step: Spent(prompts, counts[v.step], counts[v.step] * v.value) for v in logged.get(_LENGTH, [])}
 
 
 def first_step(logged: Mapping[str, list[Value]]) -> int:
@@ -105,13 +100,13 @@ def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
     """
     launch = launch_of(cell.host, Plugins(cell.plugin_modules))
     logged = named(read_scalars(plain / "tensorboard"), launch)
-    lengths = logged.get("completion_length", [])
-    spent = with_resampled(refined_spent(pilot / "trace"), named(read_scalars(pilot / "tensorboard"), launch))
+    spent = refined_spent(pilot / "trace")
     prompts = cell.prompts or prompts_per_step(spent, cell.pilot_steps)
-    if not lengths or prompts is None:
-        missing = f"{plain / 'tensorboard'} has no completion lengths" if not lengths else "the pilot left no trace"
+    if _LENGTH not in logged or prompts is None:
+        missing = (
+            f"{plain / 'tensorboard'} has no completion lengths" if _LENGTH not in logged else "the pilot left no trace"
+        )
         raise SpentError(f"refine: match: tokens cannot count the tokens of {cell.name}: {missing}.")
-    spent_plain = with_resampled(plain_spent(lengths, prompts, cell.completions), logged)
-    budget = sum(one.tokens for one in spent_plain.values())
+    budget = sum(one.tokens for one in plain_spent(logged, prompts, cell.completions).values())
     per_step = sum(one.tokens for one in spent.values()) / cell.pilot_steps
     return max(1, round(budget / per_step))

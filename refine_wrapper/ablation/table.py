@@ -21,7 +21,6 @@ from refine_wrapper.ablation.spent import (
     plain_spent,
     prompts_per_step,
     refined_spent,
-    with_resampled,
 )
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.plugins import Plugins
@@ -125,8 +124,8 @@ def _rows(
     """All but the columns of the cell."""
     per_step = cell.prompts or prompts.get((cell.host, cell.task))
     if spent is None and per_step is not None:
-        spent = plain_spent(logged.get("completion_length", []), per_step, cell.completions)
-    axes = _axes(logged, with_resampled(spent or {}, logged))
+        spent = plain_spent(logged, per_step, cell.completions)
+    axes = _axes(logged, spent or {})
     for metric, values in logged.items():
         for value in values:
             yield {"metric": metric, "step": value.step, "value": value.value, **axes.get(value.step, {})}

@@ -1,4 +1,4 @@
-"""The command line: ``refine-wrapper run | eval | doctor | objectives | plugins | config | report | demo``.
+"""The command line: ``refine-wrapper run | ablate | eval | report | doctor | objectives | plugins | config | demo``.
 
 A subcommand is imported when it is used, so that ``refine-wrapper --help`` takes no time.
 """
@@ -19,7 +19,7 @@ _COMMANDS: Final = {
     "ablate": (
         "refine_wrapper.cli.ablate",
         "ablate",
-        "Train a grid of runs, plain and refined, and say what the comparison shows.",
+        "Train a grid of cells, each plain and refined, and say what the comparison shows.",
     ),
     "eval": (
         "refine_wrapper.cli.evaluate",
