@@ -19,7 +19,6 @@ from refine_wrapper.metrics import differ
 from refine_wrapper.selection.draw import draw
 from refine_wrapper.types import GroupPlan
 
-
 _AGAIN: Final = "+"
 
 

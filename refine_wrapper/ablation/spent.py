@@ -20,7 +20,6 @@ from refine_wrapper.plugins import Plugins
 from refine_wrapper.resampling import is_drawn_again
 from refine_wrapper.trace import FILE_NAME, read_trace
 
-
 _LENGTH: Final = "completion_length"
 
 

@@ -26,7 +26,11 @@ _COMMANDS: Final = {
         "evaluate",
         "Measure a model on held-out problems, single-shot and with a draft of its own.",
     ),
-    "report": ("refine_wrapper.cli.report", "report", "Write one HTML page of a run: tables, curves, groups."),
+    "report": (
+        "refine_wrapper.cli.report",
+        "report",
+        "Write one HTML page of RUN that works offline in any browser: tables, curves, groups to look at.",
+    ),
     "doctor": (
         "refine_wrapper.cli.doctor",
         "doctor",
