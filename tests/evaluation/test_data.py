@@ -23,11 +23,11 @@ TASK = "reasoning-gym:simple_equations"
 def test_a_task_of_reasoning_gym(workplace: Path) -> None:
     """Its own problems, asked through the chat template, scored by its own verifier."""
     out = workplace / "gym"
-    source = f"{TASK}?seed=5&size=6&min_terms=2&max_terms=2&operators=[+,-]&operator_weights=[0.5,0.5]"
+    source = f"{TASK}?seed=5&size=6&min_terms=2&max_terms=2&operators=[+,-]&operators_weights=[0.5,0.5]"
     ran = evaluate(workplace, "tiny", source, *SHORT, "--chat", "--system", "Be brief.", "--limit", "4", "--out", out)
     assert ran.returncode == 0, ran.stderr
     dataset = reasoning_gym.create_dataset(
-        "simple_equations", seed=5, size=6, min_terms=2, max_terms=2, operators=["+", "-"], operator_weights=[0.5, 0.5]
+        "simple_equations", seed=5, size=6, min_terms=2, max_terms=2, operators=["+", "-"], operators_weights=[0.5, 0.5]
     )
     records = records_of(out)
     assert len(records) == 4

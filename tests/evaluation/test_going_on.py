@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from refine_testing.evaluations import PALINDROMES, evaluate, result_of, start
 
 # Eight batches of five problems; each with two measures.
@@ -21,20 +22,21 @@ from refine_wrapper.rewards.reasoning_gym import ReasoningGymReward
 verify = ReasoningGymReward()
 
 def slow(completions, entry, **columns):
-    time.sleep(0.4)
+    time.sleep(0.2)
     return verify(completions=completions, entry=entry)
 """
 
 
 def _wait_for(lines: int, out: Path, process: subprocess.Popen[str]) -> None:
     answers = out / "answers.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (answers.exists() and answers.read_bytes().count(b"\n") >= lines):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(900)  # two processes that import torch, on a machine that may be busy
 def test_kill_and_control_c_and_going_on_give_the_identical_files(workplace: Path) -> None:
     """The reward is slow, so that both signals come in the middle on any machine."""
     (workplace / "slow.py").write_text(SLOW)
@@ -65,13 +67,10 @@ def test_kill_and_control_c_and_going_on_give_the_identical_files(workplace: Pat
     assert kept >= 20
     assert f"has answers to {kept} problems" in " ".join(planned.stdout.split())
 
-    # Once in this process and once in its own: as in the tests elsewhere here, this makes no difference.
     whole = (*BATCHES, "--reward", "slow.py:slow", "--out", workplace / "whole")
-    with start(workplace, *stopped) as process:
-        screen, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, screen
-    ran = evaluate(workplace, *whole)
-    assert ran.returncode == 0, ran.stderr
+    for command in (stopped, whole):
+        ran = evaluate(workplace, *command)
+        assert ran.returncode == 0, ran.stderr
     for name in FILES:
         assert (workplace / "stopped" / name).read_bytes() == (workplace / "whole" / name).read_bytes()
 
