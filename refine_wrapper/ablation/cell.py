@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from refine_wrapper.ablation.files import read_json
 from refine_wrapper.ablation.plan import Plan, fill, launch_of, placed
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import read_json
 from refine_wrapper.plugins import Plugins
 
 FINISHED, FAILED = "finished", "failed"

@@ -22,8 +22,8 @@ from types import FrameType
 from typing import Any, Final
 
 from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, CellFolder
-from refine_wrapper.ablation.files import read_json, write_whole
 from refine_wrapper.errors import RefineError
+from refine_wrapper.files import read_json, write_whole
 from refine_wrapper.plugins import Plugins
 
 LOCKED: Final = 75

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from refine_wrapper.ablation.cell import Cell, CellFolder
 from refine_wrapper.ablation.events import Value, named, read_scalars
-from refine_wrapper.ablation.files import read_json
 from refine_wrapper.ablation.plan import launch_of
 from refine_wrapper.ablation.spent import (
     Spent,
@@ -23,6 +22,7 @@ from refine_wrapper.ablation.spent import (
     refined_spent,
 )
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import read_json
 from refine_wrapper.plugins import Plugins
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from rich.table import Table
 
 from refine_wrapper.ablation.bars import CellBars, mean_seconds, shown_time
 from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, cells_of
-from refine_wrapper.ablation.files import write_whole
 from refine_wrapper.ablation.plan import Plan, fill, read_plan
 from refine_wrapper.ablation.schedule import Cells, Run, run_cells
 from refine_wrapper.cli.settings import plugin_option
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import write_whole
 from refine_wrapper.plugins import Plugins
 
 _INTERRUPTED: Final = 130
