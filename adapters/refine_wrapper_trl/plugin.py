@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter, ObjectiveSettings
+from refine_wrapper.adapter import Adapter, Launch, ObjectiveSettings
 from refine_wrapper.hookspecs import hookimpl
 from refine_wrapper_trl.objectives import OBJECTIVES
 
@@ -33,6 +33,24 @@ def register_adapters() -> Mapping[str, Adapter]:
             },
             seam=tuple(f"{trainer}.{method}" for trainer in _TRAINERS for method in _METHODS),
             group_size_flag="num_generations",
+            launch=Launch(
+                arguments={
+                    "completions": ("--num_generations", "{completions}"),
+                    "seed": ("--seed", "{seed}"),
+                    "steps": ("--max_steps", "{steps}"),
+                    "output": ("--output_dir", "{output}"),
+                    "tensorboard": ("--report_to", "tensorboard", "--logging_steps", "1"),
+                },
+                variables={"TENSORBOARD_LOGGING_DIR": "{tensorboard}"},
+                models=(".", "checkpoint-*"),
+                train_prefix="train/",
+                metrics={
+                    "reward": "train/reward",
+                    "entropy": "train/entropy",
+                    "loss": "train/loss",
+                    "completion_length": "train/completions/mean_length",
+                },
+            ),
         )
     }
 
