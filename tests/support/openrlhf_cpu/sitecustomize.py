@@ -32,6 +32,9 @@ def _torch(torch):
         return empty(*arguments, **named)
 
     torch.empty = empty_on_cpu
+    # OpenRLHF seeds its workers, but not the trainer, where the data is shuffled: two runs of the same command take it in
+    # different orders (seen with 0.11.2). Here they take it in the same one.
+    torch.manual_seed(0)
 
 
 def _weight_sync(module):

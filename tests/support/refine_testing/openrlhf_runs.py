@@ -97,17 +97,18 @@ class Workshop:
         self.root = Path(tempfile.mkdtemp(prefix="rw-"))
         self.model = save_tiny(self.root / "model", hidden_size=64)
         self.tokenizer = tiny_tokenizer()
-        self.data = self._write(
+        self.data = self.write(
             "train.jsonl",
             # More than a run takes, which some need. Duplicates on purpose: groups are not known by their prompt.
             [{"input": f"{n // 2} + {n // 2}?", "label": str(n), "datasource": "sums"} for n in range(2 * NUM_PROMPTS)],
         )
-        self.eval_data = self._write(
+        self.eval_data = self.write(
             "eval.jsonl", [{"input": f"eval {n}?", "label": str(n), "datasource": "sums"} for n in range(2)]
         )
         self._count = 0
 
-    def _write(self, name: str, rows: list[dict[str, Any]]) -> str:
+    def write(self, name: str, rows: list[dict[str, Any]]) -> str:
+        """A data set of these rows, as a file."""
         path = self.root / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
