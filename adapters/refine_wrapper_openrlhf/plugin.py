@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter, ObjectiveSettings
+from refine_wrapper.adapter import Adapter, Launch, ObjectiveSettings
 from refine_wrapper.hookspecs import hookimpl
 from refine_wrapper_openrlhf.objectives import OBJECTIVES
 
@@ -35,6 +35,23 @@ def register_adapters() -> Mapping[str, Adapter]:
                 "openrlhf.trainer.ppo_trainer_async:SamplesGenerator",
             ),
             group_size_flag="--rollout.n_samples_per_prompt",
+            launch=Launch(
+                # No number of steps: OpenRLHF has none to set, --data.max_samples and --train.num_episodes make it.
+                arguments={
+                    "completions": ("--rollout.n_samples_per_prompt", "{completions}"),
+                    "seed": ("--train.seed", "{seed}"),
+                    "output": ("--ckpt.output_dir", "{output}", "--ckpt.path", "{output}/checkpoints"),
+                    "tensorboard": ("--logger.tensorboard_dir", "{tensorboard}", "--logger.logging_steps", "1"),
+                },
+                models=(".",),
+                train_prefix="train/",
+                metrics={
+                    "reward": "train/rollout/reward_mean",
+                    "entropy": "train/entropy_loss",  # with --actor.entropy_coef; 0 logs it alone
+                    "loss": "train/policy_loss",
+                    "completion_length": "train/rollout/response_length_mean",
+                },
+            ),
         )
     }
 
