@@ -20,7 +20,8 @@ def test_rewards_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     file.write_text("def always(completions, **columns):\n    return [1.0] * len(completions)\n")
     found, identity = find_reward(f"{file}:always", questions(), built_in())
     assert found(completions=["a"]) == [1.0]
-    file.write_text(file.read_text().replace("1.0", "0.5"))
+    # Of another length: Python takes a file of the same size and second for unchanged.
+    file.write_text(file.read_text().replace("1.0", "0.50"))
     assert find_reward(f"{file}:always", questions(), built_in())[1]["digest"] != identity["digest"]
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_reward("mine:always", questions(), built_in())[0](completions=["a"]) == [0.5]
