@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from refine_wrapper_openrlhf.objectives import OBJECTIVES
 
 # Of two or three starts on a machine that others use, not of what is tested.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def assert_refined(

@@ -30,7 +30,8 @@ LAUNCHER = ("-m", "refine_wrapper_openrlhf.train_ppo_ray")
 HOST = ("-m", "openrlhf.cli.train_ppo_ray")
 OPERATORS = Path(sys.prefix) / "torch_extensions"
 """Where DeepSpeed's compiled operators are kept: with the environment, not once per session."""
-TIMEOUT = 280
+TIMEOUT = 500
+"""Seconds that one command may take: on a quiet machine it takes a tenth of it, but machines are shared."""
 NUM_PROMPTS = 4
 NOTE = "It may be wrong"
 """Part of the built-in template: whoever sees it has seen a draft."""
@@ -347,6 +348,8 @@ class Workshop:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "RAY_memory_monitor_refresh_ms": "0",
+            # Ray gives its workers the lowest share of the CPU: beside anything else that computes they would starve.
+            "RAY_worker_niceness": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             # How long the start of a dashboard may take, in all and each of its modules.
