@@ -29,8 +29,10 @@ nox.options.sessions = [
     "lint",
     "core",
     "trl",
+    "report",
     "trl_oldest",
     "trl_vllm",
+    "evaluation",
     "ablation",
     "openrlhf",
     "openrlhf_oldest",
@@ -80,6 +82,12 @@ def trl(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """`refine-wrapper report`: the page in a real browser, which is found or fetched once (tools/browser.py)."""
+    _test(session, "trl", "report")
+
+
+@nox.session
 def trl_oldest(session: nox.Session) -> None:
     """The tests marked `oldest`, on the oldest TRL that is supported."""
     _test(session, "trl-oldest", "trl", "-m", "oldest")
@@ -89,6 +97,12 @@ def trl_oldest(session: nox.Session) -> None:
 def trl_vllm(session: nox.Session) -> None:
     """TRL's own trainers, with vLLM generation on a CPU."""
     _test(session, "trl-vllm", "trl_vllm")
+
+
+@nox.session
+def evaluation(session: nox.Session) -> None:
+    """`refine-wrapper eval` with transformers: real models, reasoning-gym, PEFT, kill and going on."""
+    _test(session, "trl", "evaluation")
 
 
 @nox.session

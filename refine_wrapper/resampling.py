@@ -19,6 +19,13 @@ from refine_wrapper.metrics import differ
 from refine_wrapper.selection.draw import draw
 from refine_wrapper.types import GroupPlan
 
+_AGAIN: Final = "+"
+
+
+def is_drawn_again(group_id: str) -> bool:
+    """Whether a group was sampled to take the place of another one of its batch."""
+    return _AGAIN in group_id
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -124,7 +131,7 @@ class Resampling:
 
     def _candidate(self, position: int) -> Candidate:
         self._attempts[position] += 1
-        group_id = f"{self._ids_P[position]}+{self._attempts[position]}"
+        group_id = f"{self._ids_P[position]}{_AGAIN}{self._attempts[position]}"
         return Candidate(position, group_id, None if self._num_prompts is None else self._prompt(group_id))
 
     def _prompt(self, group_id: str) -> int:

@@ -159,13 +159,18 @@ def prune() -> list[Path]:
     return removed
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder of all that is made once for all checkouts of the user."""
     home = os.environ.get("REFINE_WRAPPER_CACHE")
     if not home:
         # An empty or relative XDG_CACHE_HOME is to be ignored, says its specification.
         xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
         home = (xdg if xdg.is_absolute() else Path.home() / ".cache") / "refine-wrapper"
-    return Path(home).absolute() / "envs"
+    return Path(home).absolute()
+
+
+def _cache() -> Path:
+    return cache() / "envs"
 
 
 def _existing() -> list[Path]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
-from refine_wrapper.batch import BatchStages, Question
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import SeamError
-from refine_wrapper.launch.report import note_refined
 from refine_wrapper.objectives import resampling_rounds
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.resampling import has_gradient
-from refine_wrapper.types import GroupOutcome, Refinement, SampledDraft, for_one_row
-from refine_wrapper_trl.ahead import Lookahead, Ridden, Rows, riding_along, served
-from refine_wrapper_trl.isolate import replaced, stage1_isolated
+from refine_wrapper.types import GroupOutcome, Refinement, for_one_row
+from refine_wrapper_trl.ahead import Lookahead, Ridden, Rows, riding_along
+from refine_wrapper_trl.drafting import Drafting, LaidOut, group_size_name
+from refine_wrapper_trl.isolate import replaced
 from refine_wrapper_trl.resample import Resampler, count_once, metrics_so_far
 from refine_wrapper_trl.rows import Drawn, Group, gather, has_images, masks_of, merge_extra_fields, needs_images
 from refine_wrapper_trl.scoring import Scoring
@@ -28,23 +25,6 @@ from refine_wrapper_trl.start import announce, check_start, prompt_room, resolve
 
 HostGenerate = Callable[[list[Any]], Any]
 Score = Callable[[list[dict[str, Any]], list[Any], list[Any], list[list[int]]], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _LaidOut:
-    """Stage 1 of one generation batch before it is sampled.
-
-    Attributes:
-        rows: The batch, told apart by identity.
-        groups_P: Its groups, over all ranks.
-        stages: Their stages.
-        share: The group of each draft row that this rank samples.
-    """
-
-    rows: Rows
-    groups_P: list[Group]
-    stages: BatchStages
-    share: list[Group]
 
 
 class TwoStages:
@@ -60,16 +40,15 @@ class TwoStages:
         self._trainer = trainer
         self._refiner = Refiner(config, prompt_room(trainer), observe=trainer.accelerator.is_main_process)
         self._scoring = Scoring(trainer, self._refiner.room.tokenizer)
+        self._drafting = Drafting(trainer, self._refiner, self._scoring)
         self._resampler = resampler
         self._resampling: dict[str, float] = {}
         self._rows: list[dict[str, Any]] | None = None
         self._host_score: Score | None = None
         self._drawn: Drawn | None = None
         self._in_place = False
-        self._batches_of_step = (-1, 0)
         self._lookahead: Lookahead | None = None
-        self._ahead: tuple[_LaidOut, Ridden] | None = None
-        self.in_stage1 = False
+        self._ahead: tuple[LaidOut, Ridden] | None = None
 
     @classmethod
     def of(cls, trainer: Any, settings: Mapping[str, Any]) -> TwoStages | None:
@@ -83,6 +62,11 @@ class TwoStages:
         check_start(trainer, stages._refiner)
         announce(trainer, stages._refiner, None if resampler is None else resampler.describe())
         return stages
+
+    @property
+    def in_stage1(self) -> bool:
+        """Whether the host works on drafts at the moment."""
+        return self._drafting.running
 
     @property
     def in_batch(self) -> bool:
@@ -118,8 +102,11 @@ class TwoStages:
         trainer, rows = self._trainer, self._rows_of_batch
         before = metrics_so_far(trainer)
         self._in_place = any(has_images(prompt) for prompt in prompts)
-        laid_out, ridden = self._take_ahead() or (self._lay_out(rows, self._groups_of(rows, prompts)), None)
-        drawn = self._plan(laid_out, list(rows), list(prompts), ridden)
+        laid_out, ridden = self._take_ahead() or (
+            self._drafting.lay_out(rows, self._drafting.groups_of(rows, prompts)),
+            None,
+        )
+        drawn = self._drafting.plan(laid_out, list(rows), list(prompts), ridden)
         drawn.generated = self._generate_beside_drafts(host_generate, drawn.refined)
         if self._resampler is not None and trainer.model.training:
             self._score_now(drawn)
@@ -151,7 +138,7 @@ class TwoStages:
         if upcoming is None:
             return host_generate(refined)
         prompt_ids = self._trainer._tokenize_prompts([prompt for prompt, _ in upcoming.share])[0]
-        with riding_along(self._trainer, _group_size_name(self._trainer), config.num_drafts, prompt_ids) as ridden:
+        with riding_along(self._trainer, group_size_name(self._trainer), config.num_drafts, prompt_ids) as ridden:
             generated = host_generate(refined)
         self._ahead = (upcoming, ridden[0]) if ridden else None
         return generated
@@ -162,46 +149,15 @@ class TwoStages:
         per_rank = len(groups_P) * trainer.num_generations // trainer.accelerator.num_processes
         first_row = trainer.accelerator.process_index * per_rank
         own = [groups_P[row // trainer.num_generations] for row in range(first_row, first_row + per_rank)]
-        laid_out = self._lay_out([], groups_P, group_ids_P)
-        drawn = self._plan(laid_out, [dict(row) for _, row in own], [for_one_row(prompt) for prompt, _ in own], None)
+        laid_out = self._drafting.lay_out([], groups_P, group_ids_P)
+        drawn = self._drafting.plan(
+            laid_out, [dict(row) for _, row in own], [for_one_row(prompt) for prompt, _ in own], None
+        )
         drawn.generated = host_generate(drawn.refined)
         self._score_now(drawn)
         return drawn
 
-    def _plan(self, laid_out: _LaidOut, rows: list[Any], prompts: list[Any], ridden: Ridden | None) -> Drawn:
-        """Stage 1: this rank's q' for this rank's q, row by row."""
-        trainer, stages = self._trainer, laid_out.stages
-        started = time.perf_counter()
-        sampled = self._sample_drafts(laid_out.share, ridden) if laid_out.share else []
-        stages.plan(sampled, stage1_seconds=time.perf_counter() - started)
-        if self._refiner.config.active:
-            note_refined("trl", trainer=type(trainer).__name__, num_drafts=self._refiner.config.num_drafts)
-        group_size = getattr(trainer, _group_size_name(trainer))
-        first_row = trainer.accelerator.process_index * len(prompts)
-        planned = stages.rows(group_size)[first_row : first_row + len(prompts)]
-        # Rows that stay plain keep the host's own object.
-        refined = [row.prompt if row.refined else own for row, own in zip(planned, prompts, strict=True)]
-        return Drawn(list(laid_out.groups_P), stages, list(stages.plans_P), rows, prompts, refined)
-
-    def _groups_of(self, rows: Rows, prompts: list[Any]) -> list[Group]:
-        """The groups of a batch, over all ranks."""
-        trainer = self._trainer
-        group_size = getattr(trainer, _group_size_name(trainer))
-        first_row = trainer.accelerator.process_index * len(prompts)
-        # A group's rows are adjacent and may straddle ranks; the rank that has its first row speaks for it.
-        starts = [row for row in range(len(prompts)) if (first_row + row) % group_size == 0]
-        return gather([(prompts[row], rows[row]) for row in starts], trainer.accelerator.num_processes)
-
-    def _lay_out(self, rows: Rows, groups_P: list[Group], group_ids_P: Sequence[str] | None = None) -> _LaidOut:
-        """Whose drafts this rank samples."""
-        accelerator = self._trainer.accelerator
-        ids = self._group_ids(len(groups_P)) if group_ids_P is None else group_ids_P
-        questions_P = [Question(group_id, prompt) for group_id, (prompt, _) in zip(ids, groups_P, strict=True)]
-        stages = BatchStages(self._refiner, questions_P, accelerator.num_processes)
-        share = stages.draft_rows.share(accelerator.process_index, accelerator.num_processes)
-        return _LaidOut(rows, groups_P, stages, [groups_P[position] for position in share])
-
-    def _upcoming(self) -> _LaidOut | None:
+    def _upcoming(self) -> LaidOut | None:
         """The next generation batch of this epoch, if its drafts can be sampled now. The same answer on every rank."""
         trainer = self._trainer
         distance = trainer.args.steps_per_generation * trainer.num_iterations
@@ -212,10 +168,10 @@ class TwoStages:
         if not all(gather([fits], trainer.accelerator.num_processes)):
             return None
         assert rows is not None, "all ranks have rows"
-        laid_out = self._lay_out(rows, self._groups_of(rows, [row["prompt"] for row in rows]))
+        laid_out = self._drafting.lay_out(rows, self._drafting.groups_of(rows, [row["prompt"] for row in rows]))
         return laid_out if laid_out.share else None
 
-    def _take_ahead(self) -> tuple[_LaidOut, Ridden] | None:
+    def _take_ahead(self) -> tuple[LaidOut, Ridden] | None:
         """What was sampled ahead for the batch at hand, if anything was."""
         ahead, self._ahead = self._ahead, None
         return ahead if ahead is not None and ahead[0].rows is self._rows else None
@@ -229,7 +185,7 @@ class TwoStages:
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
         """The trainer's ``_calculate_rewards``; rewards and logs of refinements see q, and are noted."""
-        if self.in_stage1:
+        if self._drafting.running:
             return score(inputs, prompts, completions, completion_ids_list)
         drawn = self._drawn_of_batch
         if self._in_place:
@@ -297,7 +253,7 @@ class TwoStages:
         if all(plan.trained for plan in drawn.plans_P):
             return output
         first_row = trainer.accelerator.process_index * len(drawn.rows)
-        group_size = getattr(trainer, _group_size_name(trainer))
+        group_size = getattr(trainer, group_size_name(trainer))
         trained = torch.tensor(
             [drawn.plans_P[(first_row + row) // group_size].trained for row in range(len(drawn.rows))],
             device=output["completion_mask"].device,
@@ -327,49 +283,3 @@ class TwoStages:
                 "was sampled. Call super()._generate(prompts) in your override, or switch refinement off."
             )
         return self._drawn
-
-    def _sample_drafts(self, groups: list[Group], ridden: Ridden | None) -> list[SampledDraft]:
-        """Sample and score this rank's draft rows by the host's own methods; returns all ranks' rows, in order.
-
-        Where they were sampled ahead, the host is given those samples.
-        """
-        trainer, num_ranks = self._trainer, self._trainer.accelerator.num_processes
-        prompts = [for_one_row(prompt) for prompt, _ in groups]
-        inputs = [dict(row) for _, row in groups]
-        config = self._refiner.config
-        self.in_stage1 = True
-        try:
-            with stage1_isolated(
-                trainer, _group_size_name(trainer), config.num_drafts, len(prompts), config.draft_timeout
-            ) as failures:
-                with served(trainer, ridden) if ridden else nullcontext():
-                    generated = trainer._generate(prompts)
-                completion_ids, completions = generated[1], generated[2 if len(generated) == 3 else 3]
-                merge_extra_fields(inputs, generated)
-                rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
-        finally:
-            self.in_stage1 = False
-        version = ridden.policy_version if ridden else int(trainer.state.global_step)
-        local = [
-            (*self._scoring.decode(ids, mask), *failures.get(row, (None, "")))
-            for row, (ids, mask) in enumerate(zip(completion_ids, masks_of(generated), strict=True))
-        ]
-        sampled = gather(local, num_ranks)
-        return [
-            SampledDraft(text, None if reward != reward else reward, num_tokens, finished, failure, detail, version)
-            for (text, num_tokens, finished, failure, detail), reward in zip(
-                sampled, self._scoring.scalars(rewards), strict=True
-            )
-        ]
-
-    def _group_ids(self, num_groups: int) -> list[str]:
-        """Ids that are the same on every rank and differ between batches, also where a step has several."""
-        step = int(self._trainer.state.global_step)
-        count = self._batches_of_step[1] + 1 if self._batches_of_step[0] == step else 0
-        self._batches_of_step = (step, count)
-        mode = "train" if self._trainer.model.training else "eval"
-        return [f"{mode}-{step}-{count}-{position}" for position in range(num_groups)]
-
-
-def _group_size_name(trainer: Any) -> str:
-    return "num_generations" if trainer.model.training else "num_generations_eval"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from refine_wrapper.config_sources import LAUNCH_VARIABLE
 from refine_wrapper.errors import RefineError
-from refine_wrapper_verl.settings import prepare
+from refine_wrapper_verl.settings import MANAGER, prepare
 
 _MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 
@@ -40,13 +40,27 @@ class PrepareConfig(Callback):
             sys.exit("refine: the configuration could not be prepared; the reason stands above.")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """A sweep composes one configuration per job; each is prepared where its manager is made."""
+        """A sweep composes one configuration per job, out of reach here; each is prepared where its manager is made.
+
+        Raises:
+            SystemExit: If that manager is not ours: the jobs would be plain runs.
+        """
+        stated = any("refine." in override for override in config.hydra.overrides.task)
+        if "actor_rollout_ref" in config and stated and not _names_our_manager(config):
+            sys.exit(
+                "refine: in a sweep (--multirun) our manager prepares each job. Use the config group "
+                f"(+refine=best_of_4), or add +{_MANAGER_KEY}={MANAGER}."
+            )
 
 
 def _is_ours(config: DictConfig) -> bool:
     if "actor_rollout_ref" not in config:
         return False
-    if "refine" in config or "refine_wrapper_verl" in str(OmegaConf.select(config, _MANAGER_KEY)):
+    if "refine" in config or _names_our_manager(config):
         return True
     # `refine-wrapper run` prepares what main_ppo validates; fully_async_policy validates nothing.
     return LAUNCH_VARIABLE in os.environ and config.get("async_training") is not None
+
+
+def _names_our_manager(config: DictConfig) -> bool:
+    return "refine_wrapper_verl" in str(OmegaConf.select(config, _MANAGER_KEY))

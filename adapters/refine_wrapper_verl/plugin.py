@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter, ObjectiveSettings
+from refine_wrapper.adapter import Adapter, Launch, ObjectiveSettings
 from refine_wrapper.hookspecs import hookimpl
 from refine_wrapper_verl.objectives import OBJECTIVES
 
@@ -32,6 +32,35 @@ ADAPTER = Adapter(
         "verl.utils.config:validate_config(config, use_reference_policy, use_critic)",
     ),
     group_size_flag="actor_rollout_ref.rollout.n",
+    launch=Launch(
+        arguments={
+            "completions": ("actor_rollout_ref.rollout.n={completions}",),
+            "seed": (
+                "data.seed={seed}",
+                "actor_rollout_ref.actor.data_loader_seed={seed}",
+                "actor_rollout_ref.rollout.seed={seed}",
+                "critic.data_loader_seed={seed}",
+            ),
+            # An epoch has at least one step: so many epochs are enough for them, whatever the size of the data.
+            "steps": ("trainer.total_training_steps={steps}", "trainer.total_epochs={steps}"),
+            # veRL saves at the last step whatever save_freq is, if it is more than 0.
+            "output": (
+                "trainer.default_local_dir={output}",
+                "trainer.resume_mode=disable",
+                "trainer.save_freq=1000000000",
+                "actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
+            ),
+            "tensorboard": ("trainer.logger=[console,tensorboard]",),
+        },
+        variables={"TENSORBOARD_DIR": "{tensorboard}"},
+        models=("global_step_*/actor/huggingface",),
+        metrics={
+            "reward": "critic/score/mean",
+            "entropy": "actor/entropy",
+            "loss": "actor/pg_loss",
+            "completion_length": "response_length/mean",
+        },
+    ),
 )
 
 

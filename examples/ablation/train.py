@@ -19,6 +19,8 @@ def main() -> None:
     parser.add_argument("--task", choices=NAMES, required=True)
     parser.add_argument("--model", required=True, help="folder of the warm-started model")
     parser.add_argument("--prompts", type=int, default=32, help="prompts per step")
+    # Not from the parsed config: `match_budget` shrinks group and batch in there, and would shrink this batch twice.
+    parser.add_argument("--num_generations", type=int, default=8, help="completions per prompt")
     own, rest = parser.parse_known_args()
     given = ["--use_cpu", "true", "--bf16", "false", "--learning_rate", "2e-4", "--lr_scheduler_type", "constant"]
     given += [
@@ -31,11 +33,9 @@ def main() -> None:
         "--disable_tqdm",
         "true",
     ]
-    (sizes,) = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses([*given, *rest])
-    rows = own.prompts * sizes.num_generations
-    (args,) = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses(
-        [*given, *rest, "--per_device_train_batch_size", str(rows)]
-    )
+    given += ["--num_generations", str(own.num_generations)]
+    given += ["--per_device_train_batch_size", str(own.prompts * own.num_generations)]
+    (args,) = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses([*given, *rest])
     task = Task(own.task)
     avoid = frozenset(map(task.question, task.held_out(HELD_OUT)))
     problems = task.entries(10_000_000 + args.seed, args.max_steps * own.prompts, avoid)

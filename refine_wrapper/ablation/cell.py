@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from refine_wrapper.ablation.files import read_json
 from refine_wrapper.ablation.plan import Plan, fill, launch_of, placed
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import read_json
 from refine_wrapper.plugins import Plugins
 
 FINISHED, FAILED = "finished", "failed"
@@ -32,7 +32,9 @@ class Cell:
         task: Name of the task in the plan.
         seed: Of the host and of refinement.
         completions: Per prompt: G of a plain cell, N + G of a refined one; 0 where nothing is trained.
+        prompts: Per optimizer step, if the plan says so.
         refine: Refinement settings that differ from the defaults; None for a plain cell.
+        common: Settings of a plain cell.
         command: The host's command with ``{seed}``, ``{output}`` and the like in it.
         variables: Its environment variables, the same.
         values: What those stand for, but the folders and the steps.
@@ -53,7 +55,9 @@ class Cell:
     task: str
     seed: int
     completions: int
+    prompts: int | None
     refine: Mapping[str, Any] | None
+    common: Mapping[str, Any]
     command: tuple[str, ...]
     variables: Mapping[str, str]
     values: Mapping[str, Any]
@@ -106,7 +110,7 @@ class Cell:
         values = self._values(folder, steps)
         flags = {"objective": self.objective}
         if self.refine is None:
-            flags["enabled"] = "false"
+            flags |= {"enabled": "false", **{name: _as_text(value) for name, value in self.common.items()}}
         else:
             flags |= {name: _as_text(value) for name, value in self.refine.items()}
             flags |= {"trace_dir": str(folder / "trace"), "seed": str(self.seed)}
@@ -128,7 +132,8 @@ class Cell:
 
     def _values(self, folder: Path, steps: int | None) -> dict[str, Any]:
         folders = {name: folder / name for name in ("output", "tensorboard")}
-        return {**self.values, **folders, "steps": steps, "seed": self.seed, "completions": self.completions}
+        whole = {"seed": self.seed, "completions": self.completions, "prompts": self.prompts}
+        return {**self.values, **folders, **whole, "steps": steps}
 
     def to_json(self) -> str:
         """For ``cell.json``."""
@@ -182,7 +187,7 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
     command, variables = _command(plan, host, plugins)
     evaluation = plan.evaluation(task, run)
     plain_name = _slug(host, objective, task, "plain", f"seed{seed}")
-    for config in plan.settings():
+    for config in plan.settings(objective):
         name = plain_name
         if config is not None:
             split = f"{config.num_drafts}+{plan.completions - config.num_drafts}"
@@ -194,7 +199,9 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
             task=task,
             seed=seed,
             completions=plan.completions,
+            prompts=plan.prompts,
             refine=None if config is None else _stated(config),
+            common=plan.with_objective.get(objective, {}),
             command=command,
             variables=variables,
             values={**plan.fields(task), "run": str(run)},
@@ -219,7 +226,9 @@ def _start_cell(plan: Plan, task: str, run: Path) -> Cell:
         task=task,
         seed=0,
         completions=0,
+        prompts=None,
         refine=None,
+        common={},
         command=(),
         variables={},
         values={},

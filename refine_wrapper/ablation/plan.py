@@ -24,7 +24,7 @@ from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.builder import find_template
 from refine_wrapper.refiner import build_selector
 
-VALUES: Final = ("completions", "seed", "steps", "output", "tensorboard", "run")
+VALUES: Final = ("completions", "prompts", "seed", "steps", "output", "tensorboard", "run")
 """What ``{name}`` in a command may stand for, beside the fields of the tasks."""
 # Set from cell to cell by the ablation itself.
 _NOT_VARIED: Final = ("enabled", "objective", "match_budget", "trace_dir", "seed", "plugin_modules")
@@ -88,11 +88,22 @@ class Plan(BaseModel):
         default_factory=lambda: {"num_drafts": (4,)},
         description="Refinement settings to vary: name -> value or list of values. Their grid is trained.",
     )
+    with_objective: dict[str, dict[str, Any]] = Field(
+        default_factory=dict[str, dict[str, Any]],
+        description="Objective -> settings of all its cells, also of plain ones where they mean something there: "
+        "{dapo: {dynamic_sampling: 3}}.",
+    )
     seeds: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field(
         (0, 1, 2), min_length=1, description="Seeds, or how many. Plain and refined cells are paired by seed."
     )
     completions: int = Field(
         8, ge=2, description="Completions per prompt in every cell: G of a plain one, N + G of a refined one."
+    )
+    prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Prompts per optimizer step, {prompts} in commands. A refined cell that samples fewer fails. "
+        "Unset: plain cells are taken to have as many as the refined ones.",
     )
     match: Literal["completions", "tokens"] = Field(
         "completions",
@@ -121,24 +132,26 @@ class Plan(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self).model_fields)) from None
-        for name in self.refine:
-            if name not in field_names():
-                raise ConfigError(
-                    f"refine: unknown setting refine.{name} in the plan. {did_you_mean(name, field_names())}"
-                )
-            if name in _NOT_VARIED:
-                raise ConfigError(f"refine: refine.{name} cannot be varied: an ablation sets it in each cell itself.")
+        keys = ((f"with_objective.{objective}", names) for objective, names in self.with_objective.items())
+        for key, names in (("refine", self.refine), *keys):
+            for name in names:
+                if name not in field_names():
+                    nearest = did_you_mean(name, field_names())
+                    raise ConfigError(f"refine: unknown setting {key}.{name} in the plan. {nearest}")
+                if name in _NOT_VARIED:
+                    raise ConfigError(f"refine: {key}.{name} cannot be set: an ablation sets it in each cell itself.")
         if self.match == "tokens" and (self.steps is None or not self.plain):
             raise ConfigError(
                 "refine: match: tokens changes the steps of refined cells to fit the plain cell's tokens. Say how many "
                 "`steps` a plain cell takes, and leave `plain` on."
             )
 
-    def settings(self) -> list[RefineConfig | None]:
-        """The refined settings of the grid, after None for the plain one."""
+    def settings(self, objective: str = "") -> list[RefineConfig | None]:
+        """The refined settings of the grid for one objective, after None for the plain one."""
         grid = [dict(zip(self.refine, values, strict=True)) for values in itertools.product(*self.refine.values())]
+        own = self.with_objective.get(objective, {})
         plain: list[RefineConfig | None] = [None] if self.plain else []
-        return plain + [RefineConfig(match_budget=True, **values) for values in grid]
+        return plain + [RefineConfig(**{"match_budget": True, **own, **values}) for values in grid]
 
     def varied(self, config: RefineConfig) -> list[str]:
         """What tells refined settings of this plan apart, beside the number of drafts: ``selector_best``."""
@@ -165,16 +178,21 @@ class Plan(BaseModel):
             ConfigError: With what to write instead.
         """
         for host, launched in self.hosts.items():
-            launch_of(host, plugins)
-            for objective in self.objectives_on(host):
-                settings_on(host, objective, plugins)
             for task in self.tasks:
                 values = {**dict.fromkeys(VALUES, "0"), **self.fields(task)}
                 for argument in (*launched.command, *launched.variables.values()):
                     fill(argument, values, f"hosts.{host}")
+            known = {*placed((*launched.command, *launched.variables.values())), *launch_of(host, plugins).arguments}
+            if self.steps is not None and "steps" not in known:
+                raise ConfigError(
+                    f"refine: {host} has no setting for optimizer steps. Place {{steps}} in its command, or leave "
+                    "`steps` out: data and episodes then say how long it trains."
+                )
+            for objective in self.objectives_on(host):
+                settings_on(host, objective, plugins)
             if not self.objectives_on(host):
                 raise ConfigError(f"refine: the plan trains no objective on {host}; see `only_on`.")
-        for config in filter(None, self.settings()):
+        for config in filter(None, itertools.chain.from_iterable(map(self.settings, self.objectives))):
             matched_group_size(self.completions, config.num_drafts)
             build_selector(config, plugins)
             known = config.template in plugins.all("template")

@@ -22,8 +22,8 @@ from types import FrameType
 from typing import Any, Final
 
 from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, CellFolder
-from refine_wrapper.ablation.files import read_json, write_whole
 from refine_wrapper.errors import RefineError
+from refine_wrapper.files import read_json, write_whole
 from refine_wrapper.plugins import Plugins
 
 LOCKED: Final = 75
@@ -88,12 +88,29 @@ class _CellRun:
             steps = self._matched_steps() if cell.plain_cell else cell.steps
             started = time.time()
             self._execute(cell.arguments(path, steps), cell.environment(path, steps))
+            self._check_prompts()
             trained = {"steps": steps, "started": started, "seconds": time.time() - started}
             write_whole(path / _TRAINED, json.dumps(trained) + "\n")
         if cell.evaluate is not None:
             model = Path(cell.model) if cell.model else trained_model(cell, path)
             measure = [cell.python, "-m", "refine_wrapper.ablation.measure", str(path), str(model)]
             self._execute(measure, cell.environment(path, None))
+
+    def _check_prompts(self) -> None:
+        """A comparison at matched completions needs as many prompts per step in both arms."""
+        from refine_wrapper.ablation.spent import prompts_of
+
+        cell = self._cell
+        if not cell.refined or cell.prompts is None:
+            return
+        found = prompts_of(cell, self._folder.path)
+        # More are no mistake: a host that filters groups by itself samples others in their place.
+        if found is not None and found < 0.99 * cell.prompts:
+            raise CellFailed(
+                f"it sampled {found:.4g} prompts per step where the plan says {cell.prompts}, so that it cannot be "
+                "compared with the plain cell. `match_budget` takes the drafts out of the host's group size and batch "
+                "size: does the command compute one of them from the other? It must take both as they are given."
+            )
 
     def _matched_steps(self) -> int:
         """Steps that generate as many tokens as the plain cell did, by a pilot of this cell's own settings."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, CellFolder
-from refine_wrapper.ablation.files import read_json, write_whole
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import read_json, write_whole
 
 
 class Cells(Protocol):

@@ -1,22 +1,26 @@
 """What a cell spent: completions and generated tokens, step by step.
 
 A refined cell's trace counts them exactly. A plain cell has no trace: its completions are prompts x G, its tokens those
-times the mean length that the host logs; the prompts per step are those of a refined cell of the same command, whose
-batch ``match_budget`` keeps.
+times the mean length that the host logs; the prompts per step are those of the plan, or of a refined cell of the same
+command, whose number ``match_budget`` keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from refine_wrapper.ablation.cell import Cell
 from refine_wrapper.ablation.events import Value, named, read_scalars
 from refine_wrapper.ablation.plan import launch_of
 from refine_wrapper.errors import RefineError
 from refine_wrapper.plugins import Plugins
+from refine_wrapper.resampling import is_drawn_again
 from refine_wrapper.trace import FILE_NAME, read_trace
+
+_LENGTH: Final = "completion_length"
 
 
 class SpentError(RefineError, RuntimeError):
@@ -28,8 +32,8 @@ class Spent:
     """Of one step.
 
     Attributes:
-        prompts: Groups.
-        completions: Drafts and refinements.
+        prompts: Groups, without those that dynamic sampling drew besides.
+        completions: Drafts and refinements of all groups.
         tokens: Generated for them.
     """
 
@@ -46,7 +50,7 @@ def refined_spent(trace: Path) -> dict[int, Spent]:
     for group in read_trace(trace):
         sampled = [*group["drafts"], *group["refinements"]]
         total = totals.setdefault(int(group["step"] or 0), [0, 0, 0])
-        total[0] += 1
+        total[0] += not is_drawn_again(group["group_id"])
         total[1] += len(sampled)
         total[2] += sum(answer["num_tokens"] for answer in sampled)
     return {step: Spent(*total) for step, total in totals.items()}
@@ -57,15 +61,29 @@ def prompts_per_step(spent: dict[int, Spent], steps: int) -> float | None:
     return sum(one.prompts for one in spent.values()) / steps if spent and steps else None
 
 
-def plain_spent(lengths: Sequence[Value], prompts: float, completions: int) -> dict[int, Spent]:
-    """Step -> what it spent, from the host's mean lengths.
+def prompts_of(cell: Cell, folder: Path) -> float | None:
+    """Prompts per optimizer step of a refined cell, by its trace and its log; None where one of them is missing."""
+    logged = named(read_scalars(folder / "tensorboard"), launch_of(cell.host, Plugins(cell.plugin_modules)))
+    steps = len({value.step for values in logged.values() for value in values})
+    return prompts_per_step(refined_spent(folder / "trace"), steps)
+
+
+def plain_spent(logged: Mapping[str, list[Value]], prompts: float, completions: int) -> dict[int, Spent]:
+    """Step -> what it spent, from what the host logged.
 
     Args:
-        lengths: Mean completion length by step.
+        logged: The host's metrics; completions that dynamic sampling drew besides are among them.
         prompts: Per step.
         completions: Per prompt.
     """
-    return {value.step: Spent(prompts, prompts * completions, prompts * completions * value.value) for value in lengths}
+    extra = {value.step: value.value for value in logged.get("refine/resampled_completions", [])}
+    counts = {value.step: prompts * completions + extra.get(value.step, 0.0) for value in logged.get(_LENGTH, [])}
+    return {v.step: Spent(prompts, counts[v.step], counts[v.step] * v.value) for v in logged.get(_LENGTH, [])}
+
+
+def first_step(logged: Mapping[str, list[Value]]) -> int:
+    """The first step that a host logged."""
+    return min((values[0].step for values in logged.values() if values), default=0)
 
 
 def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
@@ -80,12 +98,14 @@ def matched_steps(cell: Cell, plain: Path, pilot: Path) -> int:
         SpentError: If the plain cell or the pilot did not leave what that takes.
     """
     launch = launch_of(cell.host, Plugins(cell.plugin_modules))
-    lengths = named(read_scalars(plain / "tensorboard"), launch).get("completion_length", [])
+    logged = named(read_scalars(plain / "tensorboard"), launch)
     spent = refined_spent(pilot / "trace")
-    prompts = prompts_per_step(spent, cell.pilot_steps)
-    if not lengths or prompts is None:
-        missing = f"{plain / 'tensorboard'} has no completion lengths" if not lengths else "the pilot left no trace"
+    prompts = cell.prompts or prompts_per_step(spent, cell.pilot_steps)
+    if _LENGTH not in logged or prompts is None:
+        missing = (
+            f"{plain / 'tensorboard'} has no completion lengths" if _LENGTH not in logged else "the pilot left no trace"
+        )
         raise SpentError(f"refine: match: tokens cannot count the tokens of {cell.name}: {missing}.")
-    budget = sum(one.tokens for one in plain_spent(lengths, prompts, cell.completions).values())
+    budget = sum(one.tokens for one in plain_spent(logged, prompts, cell.completions).values())
     per_step = sum(one.tokens for one in spent.values()) / cell.pilot_steps
     return max(1, round(budget / per_step))

@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from refine_wrapper.ablation.cell import Cell, CellFolder
 from refine_wrapper.ablation.events import Value, named, read_scalars
-from refine_wrapper.ablation.files import read_json
 from refine_wrapper.ablation.plan import launch_of
-from refine_wrapper.ablation.spent import Spent, plain_spent, prompts_per_step, refined_spent
+from refine_wrapper.ablation.spent import (
+    Spent,
+    first_step,
+    plain_spent,
+    prompts_per_step,
+    refined_spent,
+)
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import read_json
 from refine_wrapper.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -116,9 +122,9 @@ def _rows(
     prompts: Mapping[tuple[str, str], float],
 ) -> Iterator[dict[str, Any]]:
     """All but the columns of the cell."""
-    if spent is None and (cell.host, cell.task) in prompts:
-        lengths = logged.get("completion_length", [])
-        spent = plain_spent(lengths, prompts[cell.host, cell.task], cell.completions)
+    per_step = cell.prompts or prompts.get((cell.host, cell.task))
+    if spent is None and per_step is not None:
+        spent = plain_spent(logged, per_step, cell.completions)
     axes = _axes(logged, spent or {})
     for metric, values in logged.items():
         for value in values:
@@ -138,8 +144,7 @@ def _axes(logged: Mapping[str, list[Value]], spent: Mapping[int, Spent]) -> dict
     known = sorted(spent)
     completions = dict(zip(known, accumulate(spent[step].completions for step in known), strict=True))
     tokens = dict(zip(known, accumulate(spent[step].tokens for step in known), strict=True))
-    # A trace may count steps from 0 where the host logs its first one as 1.
-    shift = steps[0] - known[0] if steps and known else 0
+    shift = first_step(logged) - known[0] if known else 0
     axes: dict[int, dict[str, float]] = {}
     done = 0
     for step in steps:

@@ -1,4 +1,4 @@
-"""The command line: ``refine-wrapper run | eval | doctor | objectives | plugins | config | report | demo``.
+"""The command line: ``refine-wrapper run | ablate | eval | report | doctor | objectives | plugins | config | demo``.
 
 A subcommand is imported when it is used, so that ``refine-wrapper --help`` takes no time.
 """
@@ -16,10 +16,20 @@ from refine_wrapper.version import __version__
 # Name -> (module, its click command, what it is for).
 _COMMANDS: Final = {
     "run": ("refine_wrapper.cli.run", "run", "Run a training command with two-stage refinement switched on."),
+    "ablate": (
+        "refine_wrapper.cli.ablate",
+        "ablate",
+        "Train a grid of cells, each plain and refined, and say what the comparison shows.",
+    ),
     "eval": (
         "refine_wrapper.cli.evaluate",
         "evaluate",
         "Measure a model on held-out problems, single-shot and with a draft of its own.",
+    ),
+    "report": (
+        "refine_wrapper.cli.report",
+        "report",
+        "Write one HTML page of RUN that works offline in any browser: tables, curves, groups to look at.",
     ),
     "doctor": (
         "refine_wrapper.cli.doctor",
@@ -31,18 +41,12 @@ _COMMANDS: Final = {
         "objectives",
         "List the objectives that can be wrapped, with the exact settings each becomes on each host.",
     ),
-    "ablate": (
-        "refine_wrapper.cli.ablate",
-        "ablate",
-        "Train a grid of runs, plain and refined, and say what the comparison shows.",
-    ),
     "plugins": ("refine_wrapper.cli.plugins", "plugins", "List the plugins and everything they registered."),
     "config": (
         "refine_wrapper.cli.config",
         "config",
         "Print the resolved settings and where each value came from.",
     ),
-    "report": ("refine_wrapper.cli.report", "report", "Write one HTML page of a run: tables, curves, groups."),
     "demo": (
         "refine_wrapper.cli.demo",
         "demo",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,15 +13,16 @@ from typing import Final
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from refine_wrapper.ablation.bars import CellBars, mean_seconds, shown_time
 from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, cells_of
-from refine_wrapper.ablation.files import write_whole
 from refine_wrapper.ablation.plan import Plan, fill, read_plan
 from refine_wrapper.ablation.schedule import Cells, Run, run_cells
 from refine_wrapper.cli.settings import plugin_option
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import write_whole
 from refine_wrapper.plugins import Plugins
 
 _INTERRUPTED: Final = 130
@@ -110,7 +110,7 @@ def ablate(
     _prepare(console, plan, folder)
     interrupted = False
     try:
-        _train(console, plan, run, wanted, _where(ray_address, devices), at_once)
+        _train(console, run, wanted, _where(ray_address, devices), at_once)
     except KeyboardInterrupt:
         interrupted = True
     _conclude(console, run, metric)
@@ -174,21 +174,12 @@ def _describe(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], jo
 
 
 def _cost(run: Run, left: Sequence[Cell], jobs: int) -> str:
-    seconds = _mean_seconds(run)
+    seconds = mean_seconds(run)
     if not left:
         return "Nothing is left to train."
     if seconds is None:
         return "How long a cell takes is known after the first one; `--only NAME` runs one alone."
-    return f"About {_time(seconds * len(left) / jobs)} left, by the cells that are finished."
-
-
-def _mean_seconds(run: Run) -> float | None:
-    seconds = [
-        status["ended"] - status["started"]
-        for cell in run.in_state(FINISHED)
-        if cell.command and "ended" in (status := run.of(cell).status or {})
-    ]
-    return sum(seconds) / len(seconds) if seconds else None
+    return f"About {shown_time(seconds * len(left) / jobs)} left, by the cells that are finished."
 
 
 def _commands(console: Console, run: Run, wanted: Sequence[Cell]) -> None:
@@ -222,7 +213,7 @@ def _prepare(console: Console, plan: Plan, folder: Path) -> None:
     write_whole(done, "")
 
 
-def _train(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], where: Cells, jobs: int) -> None:
+def _train(console: Console, run: Run, wanted: Sequence[Cell], where: Cells, jobs: int) -> None:
     """Run the cells under a bar for all, and one for each that runs."""
     columns = (
         TextColumn("{task.description}"),
@@ -232,61 +223,8 @@ def _train(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], where
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as progress:
-        bars = _Bars(progress, plan, run, wanted, jobs)
+        bars = CellBars(progress, run, wanted, jobs)
         run_cells(run, wanted, where, jobs, bars.update)
-
-
-class _Bars:
-    """The progress display, and a line above it for each cell that ends."""
-
-    def __init__(self, progress: Progress, plan: Plan, run: Run, wanted: Sequence[Cell], jobs: int) -> None:
-        self._progress, self._plan, self._run, self._wanted, self._jobs = progress, plan, run, wanted, jobs
-        self._bars: dict[str, TaskID] = {}
-        self._read = 0.0
-        self._all = progress.add_task("cells", total=len(wanted), left="")
-
-    def update(self, running: list[Cell], waiting: list[Cell]) -> None:
-        """Draw the state."""
-        ended = len(self._wanted) - len(running) - len(waiting)
-        self._progress.update(self._all, completed=ended, left=self._left(running, waiting))
-        names = {cell.name for cell in running}
-        for name in [name for name in self._bars if name not in names]:
-            self._progress.remove_task(self._bars.pop(name))
-            self._say_ended(name)
-        for cell in running:
-            if cell.name not in self._bars:
-                self._bars[cell.name] = self._progress.add_task(cell.name, total=cell.steps, left="")
-        if time.monotonic() - self._read > 5:
-            self._read = time.monotonic()
-            for cell in running:
-                if cell.steps:
-                    self._progress.update(self._bars[cell.name], completed=self._steps(cell))
-
-    def _steps(self, cell: Cell) -> int:
-        from refine_wrapper.ablation.events import last_step
-
-        try:
-            return last_step(self._run.of(cell).path / "tensorboard")
-        except Exception:  # a file that is being written; the bar is no reason to end a run
-            return 0
-
-    def _left(self, running: Sequence[Cell], waiting: Sequence[Cell]) -> str:
-        seconds = _mean_seconds(self._run)
-        if seconds is None:
-            return "time left: known after the first cell"
-        now = time.monotonic()
-        going = sum(max(0.0, seconds - (now - self._run.started.get(cell.name, now))) for cell in running)
-        at_once = max(1, min(self._jobs, len(running) + len(waiting)))
-        return f"about {_time((going + seconds * len(waiting)) / at_once)} left"
-
-    def _say_ended(self, name: str) -> None:
-        cell = next(cell for cell in self._run.cells if cell.name == name)
-        status = self._run.of(cell).status
-        if status is not None:
-            seconds = _time(status["seconds"])
-            self._progress.console.print(
-                f"{status['state']} {name} in {seconds}" + (f": {status['why']}" if status["why"] else "")
-            )
 
 
 def _conclude(console: Console, run: Run, metric: str | None) -> None:
@@ -330,8 +268,3 @@ def _tail(log: Path) -> str:
     except OSError:
         return "  (nothing was written)"
     return "\n".join(f"  {line}" for line in lines[-_LINES:])
-
-
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.files import read_json, write_json
 
 try:
     import fcntl
@@ -64,8 +65,10 @@ class Journal:
         Raises:
             ConfigError: With what differs.
         """
-        there = read_identity(self.folder)
-        if there is None and os.fstat(self._descriptor).st_size:
+        # Settings without answers are of a run that was refused before it sampled: they bind nobody.
+        answered = os.fstat(self._descriptor).st_size > 0
+        there = read_identity(self.folder) if answered or self.identity else None
+        if there is None and answered:
             raise ConfigError(
                 f"refine: {self.folder} has answers of unknown settings ({SETTINGS_FILE} is missing or broken). Give "
                 "--out another folder, or --fresh to throw them away."
@@ -83,7 +86,7 @@ class Journal:
     @property
     def finished(self) -> bool:
         """Whether everything was sampled: the result is written last. (Somebody may have cut the answers since.)"""
-        result = _read_json(self.folder / RESULT_FILE)
+        result = read_json(self.folder / RESULT_FILE)
         return result is not None and result.get("num_problems") == len(self.records)
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
@@ -140,26 +143,7 @@ class Journal:
 
 def read_identity(folder: Path) -> dict[str, Any] | None:
     """What the answers in a folder were sampled with, or None if there are none."""
-    return _read_json(folder / SETTINGS_FILE)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
-    return cast("dict[str, Any]", content) if isinstance(content, dict) else None
+    return read_json(folder / SETTINGS_FILE)
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

@@ -19,12 +19,13 @@ from refine_wrapper.evaluation.engines.choose import (
     versions,
 )
 from refine_wrapper.evaluation.engines.interface import Engine
-from refine_wrapper.evaluation.journal import RESULT_FILE, Journal, write_json
+from refine_wrapper.evaluation.journal import RESULT_FILE, Journal
 from refine_wrapper.evaluation.problems import Problem, ProblemSet, read_problems
 from refine_wrapper.evaluation.protocol import Protocol, Record, measured_config
 from refine_wrapper.evaluation.scoring import Scorer, find_reward
 from refine_wrapper.evaluation.settings import EvaluationSettings
 from refine_wrapper.evaluation.summary import Evaluation, summarize
+from refine_wrapper.files import write_json
 from refine_wrapper.plugins import Plugins
 from refine_wrapper.prompts.builder import find_template
 from refine_wrapper.refiner import build_selector

@@ -22,6 +22,11 @@ class Estimate:
     standard_error: float | None
     num_problems: int
 
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        return f"{self.value:.3f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.3f}")
+
 
 def mean_over_problems(values_P: Sequence[float]) -> Estimate:
     """The mean of one value per problem. Samples of one problem are not independent, so problems are counted."""

@@ -59,6 +59,13 @@ class Evaluation:
         """avg@k of a measure."""
         return next(iter(self.measures[measure].figures.values()))
 
+    def __str__(self) -> str:
+        lines = [f"{self.num_problems} problems"]
+        for name, measure in self.measures.items():
+            figure, estimate = next(iter(measure.figures.items()))
+            lines.append(f"{name} {figure} {estimate}")
+        return "; ".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """The content of evaluation.json."""
         return {

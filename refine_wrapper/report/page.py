@@ -6,9 +6,7 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from refine_wrapper.errors import RefineError
+from refine_wrapper.files import write_whole
 from refine_wrapper.report.run_folder import ReportError, Run, read_run
 from refine_wrapper.version import __version__
 
@@ -216,21 +215,7 @@ def _write(path: Path, text: str) -> None:
     """Whole or not at all, so that a page that somebody reloads is never half a page."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                file.write(text)
-                file.close()
-                # As open() would have made it; a temporary file is for its owner alone.
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(file.name, 0o666 & ~mask)
-                os.replace(file.name, path)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+        write_whole(path, text)
     except OSError as error:
         raise ReportError(
             f"refine: the report cannot be written to {str(path)!r}: {error.strerror}. Give another file with --out."

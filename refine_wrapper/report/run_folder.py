@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from refine_wrapper.ablation.cell import START
 from refine_wrapper.ablation.comparison import SETTING, setting_label
-from refine_wrapper.ablation.files import read_json
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import RefineError
+from refine_wrapper.files import read_json
 from refine_wrapper.trace import FILE_NAME
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ def title_of(metric: str) -> str:
     if metric in _TITLES:
         return _TITLES[metric]
     measure, _, figure = metric.rpartition("/")  # such as eval/single_shot/pass@4
-    of_measure = _TITLES.get(measure, measure.removeprefix(_HELD_OUT) or "Held-out")
+    of_measure = _TITLES.get(measure, "Held-out")
     return f"{of_measure}: {figure}" if metric.startswith(_HELD_OUT) else metric
 
 
@@ -174,7 +174,9 @@ def settings_tables(run: Run, metric: str | None) -> list[Table]:
     curves = Curves(run.table[run.table["metric"].isin(late)], run.name_of)
     for name in late:
         of_setting = curves.of(name, points=2)
-        costs[f"{title_of(name)}, late"] = {(curve.task, curve.setting): curve.late_text for curve in of_setting}
+        costs[f"{title_of(name)}, late"] = {
+            (curve.task, curve.setting): number(curve.late.mean) for curve in of_setting
+        }
     tables = [
         (
             "Measured; intervals are of the seeds, \N{PLUS-MINUS SIGN} of one seed is its standard error over problems",

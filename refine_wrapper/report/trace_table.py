@@ -1,5 +1,8 @@
 """A trace read without holding it in memory: where each group is, what each step was, as a results table."""
 
+# The stubs of pandas leave types of columns and rows unknown.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from array import array
@@ -16,6 +19,7 @@ from refine_wrapper.types import GroupOutcome
 
 NO_STEP: Final = -1
 """Stands for the step of groups whose host did not say one."""
+_MEASURED: Final = ("metric", "step", "completions", "tokens", "seconds", "value")
 _LOOKED_AT: Final = 64
 """Groups in which a refined one is looked for, to see what N and G are."""
 
@@ -97,8 +101,10 @@ def trace_run(path: Path, *, max_reward: float | None) -> Run:
         looked_at = list(index.records(range(min(len(index), _LOOKED_AT))))
         first = next((record for record in looked_at if record["selected"] is not None), looked_at[0])
         setting = _setting(first)
-        # A generator: rows of one step at a time become columns of numbers, texts are never kept.
-        table = pd.DataFrame(_rows(index, setting, highest), columns=list(COLUMNS))
+        # A generator: groups of one step at a time become numbers, texts are never kept.
+        measured = pd.DataFrame(list(_rows(index, highest)), columns=list(_MEASURED))
+        same = {"cell": path.parent.name, **setting, "seed": 0}
+        table = measured.assign(**same)[list(COLUMNS)]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ReportError(
             f"refine: {str(path)!r} is not a trace that refine-wrapper wrote ({type(error).__name__}: {error}). Give a "
@@ -129,7 +135,8 @@ def _setting(record: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _rows(index: TraceIndex, setting: dict[str, Any], max_reward: float) -> Iterator[dict[str, Any]]:
+def _rows(index: TraceIndex, max_reward: float) -> Iterator[tuple[str, int, float, float, float, float]]:
+    """Values of the columns :data:`_MEASURED`."""
     completions = tokens = 0.0
     started: float | None = None
     seen = CausesSeen()
@@ -142,21 +149,9 @@ def _rows(index: TraceIndex, setting: dict[str, Any], max_reward: float) -> Iter
         tokens += metrics["refine/draft_tokens"] + metrics["refine/refinement_tokens"]
         if started is None:
             started = min(r["time"] - r["stage1_seconds"] - r["stage2_seconds"] for r in records)
-        so_far = {
-            "completions": completions,
-            "tokens": tokens,
-            "seconds": max(record["time"] for record in records) - started,
-        }
+        seconds = max(record["time"] for record in records) - started
         for metric, value in metrics.items():
-            yield {
-                "cell": index.path.parent.name,
-                **setting,
-                "seed": 0,
-                "metric": metric,
-                "step": step,
-                **so_far,
-                "value": value,
-            }
+            yield metric, step, completions, tokens, seconds, value
 
 
 def _steps(index: TraceIndex) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -24,6 +24,8 @@ from refine_wrapper.trace import read_trace
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ablation"
 ABLATE = (sys.executable, "-m", "refine_wrapper.cli", "ablate")
 PROMPTS, STEPS = 4, 3
+# Each cell starts an interpreter with TRL in it, twice.
+pytestmark = pytest.mark.timeout(900)
 FAILING = """
 import os, runpy, sys
 if "--seed 1" in " ".join(sys.argv) and '"num_drafts"' in os.environ["REFINE_WRAPPER_FLAGS"]:
@@ -54,7 +56,8 @@ def plan(folder: Path, script: Path = EXAMPLE / "train.py", **changes: object) -
     """The example's plan, made small."""
     content = yaml.safe_load((EXAMPLE / "plan.yaml").read_text(encoding="utf-8"))
     command = content["hosts"]["trl"]["command"].replace("train.py", str(script))
-    content["hosts"]["trl"]["command"] = f"{command} --prompts {PROMPTS}"
+    content["hosts"]["trl"]["command"] = command
+    content["prompts"] = PROMPTS
     content["prepare"] = f"python {EXAMPLE / 'prepare.py'} {{run}} --steps 5"
     content["refine"]["template"] = str(EXAMPLE / "q-draft-q.txt")
     content["tasks"] = {"palindrome": {}}
@@ -71,7 +74,7 @@ def environ() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 
 
-def wait_for(condition: object, seconds: float = 200) -> None:
+def wait_for(condition: object, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it never happened"
@@ -94,7 +97,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
         first.wait()
     assert is_locked(plain), "a killed `ablate` leaves its cell running"
     again = [*ABLATE, str(file), "--out", str(out), "--jobs", "2"]
-    second = subprocess.run(again, capture_output=True, text=True, timeout=280, check=False, env=environ())
+    second = subprocess.run(again, capture_output=True, text=True, timeout=600, check=False, env=environ())
     return Ablation(out, second)
 
 
@@ -192,12 +195,12 @@ def test_tokens_are_matched_by_a_pilot_and_ctrl_c_leaves_nothing_running(tmp_pat
     interrupted = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
     wait_for(lambda: (plain / "log.txt").exists() and "train.py" in (plain / "log.txt").read_text())
     interrupted.send_signal(signal.SIGINT)
-    said, _ = interrupted.communicate(timeout=100)
+    said, _ = interrupted.communicate(timeout=200)
     assert interrupted.returncode == 130
     assert "The same command goes on" in said
     assert not is_locked(plain)
     assert not (plain / "status.json").exists()
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environ())
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environ())
     assert ran.returncode == 0, ran.stdout + ran.stderr
     pilot = read_trace(refined / "pilot" / "trace")
     per_step = sum(a["num_tokens"] for g in pilot for a in (*g["drafts"], *g["refinements"])) / 2

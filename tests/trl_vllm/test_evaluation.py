@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from refine_testing.tiny import save_tiny
 
-from refine_wrapper.trace import read_trace
-
 K, LENGTH = 3, 12
 REWARD = """
 def even(completions, answer, **columns):
@@ -53,6 +51,10 @@ def _eval(folder: Path, out: str, *options: str) -> subprocess.CompletedProcess[
     )
 
 
+def _records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_bytes().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vllm-eval")
@@ -69,7 +71,7 @@ def ran(folder: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         "screen": done.stdout,
-        "records": read_trace(folder / "out" / "answers.jsonl"),
+        "records": _records(folder / "out"),
         "result": json.loads((folder / "out" / "evaluation.json").read_text()),
     }
 
@@ -106,8 +108,7 @@ def test_it_is_the_models_distribution(folder: Path, ran: dict[str, Any]) -> Non
         done = _eval(folder, engine, "--engine", engine, "--engine-option", "dtype=float32", *greedy, *options)
         assert done.returncode == 0, done.stderr[-4000:]
         texts[engine] = [
-            (record["single_shot"][0]["text"], record["with_draft"][0]["text"])
-            for record in read_trace(folder / engine / "answers.jsonl")
+            (record["single_shot"][0]["text"], record["with_draft"][0]["text"]) for record in _records(folder / engine)
         ]
     assert texts["vllm"] == texts["transformers"]
     sampled = [answer["text"] for record in ran["records"] for answer in record["single_shot"]]

@@ -74,6 +74,13 @@ def test_what_cannot_work_ends_the_command(tmp_path: Path) -> None:
     assert "its configuration" not in ran.stdout
 
 
+def test_a_sweep_by_single_keys_is_told_what_to_write(tmp_path: Path) -> None:
+    host = (f"--config-path={HOST}/trainer/config", "--config-name=ppo_trainer")
+    ran = _application(tmp_path, *host, "--multirun", "+refine.num_drafts=0,4", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("refine: in a sweep (--multirun) our manager prepares each job. Use the config group")
+
+
 def test_an_application_that_is_not_verl_keeps_its_own_keys(tmp_path: Path) -> None:
     ran = _application(tmp_path, "+refine.level=3")
     assert (ran.returncode, ran.stderr) == (0, "")

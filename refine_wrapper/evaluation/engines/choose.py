@@ -60,7 +60,7 @@ def load_engine(name: str, model: str, settings: EvaluationSettings) -> Engine:
         return importlib.import_module(_LOADERS[name]).load(model, settings)
     except ConfigError:
         raise
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+    except Exception as error:  # configs, weights, remote code: an engine raises anything
         said = str(error).strip().partition("\n")[0]
         raise EngineError(f"refine: {name} cannot load the model {model!r}: {type(error).__name__}: {said}") from error
 
@@ -82,7 +82,7 @@ def check_model(model: str) -> None:
             inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
             hint = f" Did you mean {path / inside[-1]}?" if inside else ""
             raise ConfigError(f"refine: {model} holds no model: there is no config.json in it.{hint}")
-    elif path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+    elif path.exists() or model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
         raise ConfigError(f"refine: there is no model folder {model!r}.")
 
 

@@ -64,9 +64,15 @@ class TransformersEngine:
                 pad_token_id=self._pad_id,
             )
             self._model.generation_config = config
-            generated = self._model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-            )
+            try:
+                generated = self._model.generate(
+                    input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+                )
+            except torch.cuda.OutOfMemoryError as error:
+                raise EngineError(
+                    f"refine: {len(prompt_ids)} completions together do not fit into memory: lower --batch-size (and "
+                    "start anew, for other batches are other answers)."
+                ) from error
         return [self._own(row) for row in generated[:, width:].tolist()]
 
     def close(self) -> None:

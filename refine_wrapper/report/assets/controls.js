@@ -29,6 +29,7 @@ const report = (() => {
   }
 
   function legend() {
+    if (data.settings.length < 2) return;
     const place = byId("legend");
     for (const setting of data.settings) {
       const button = element("button");

@@ -105,7 +105,7 @@ def test_objectives_only_where_they_are_wanted(tmp_path: Path) -> None:
     [
         ({"objektives": ["grpo"]}, "unknown setting 'objektives'. Did you mean 'objectives'"),
         ({"refine": {"num_draft": 4}}, "unknown setting refine.num_draft in the plan. Did you mean 'num_drafts'"),
-        ({"refine": {"enabled": [True, False]}}, "refine.enabled cannot be varied"),
+        ({"refine": {"enabled": [True, False]}}, "refine.enabled cannot be set"),
         ({"objectives": ["gropo"]}, "gropo.*Did you mean 'grpo'"),
         ({"objectives": ["reinforce\\+\\+".replace("\\", "")]}, "cannot be trained on trl"),
         ({"hosts": {"trll": {"command": "x"}}}, "no host is called 'trll'. Did you mean 'trl'"),
@@ -122,6 +122,7 @@ def test_objectives_only_where_they_are_wanted(tmp_path: Path) -> None:
         ({"refine": {"template": "nowhere.txt"}}, "nowhere.txt"),
         ({"only_on": {"grpo": ["verl"]}}, "trains no objective on trl"),
         ({"seeds": []}, "seeds"),
+        ({"hosts": {"openrlhf": {"command": "x"}}, "steps": 5}, "openrlhf has no setting for optimizer steps"),
     ],
 )
 def test_what_a_plan_may_not_say(tmp_path: Path, content: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from refine_wrapper.config import RefineConfig, field_names
 from refine_wrapper.config_sources import read_yaml
 from refine_wrapper.version import __version__
 
-COMMANDS = ["run", "eval", "doctor", "objectives", "plugins", "config", "demo"]
+COMMANDS = ["run", "ablate", "eval", "report", "doctor", "objectives", "plugins", "config", "demo"]
 
 
 def test_help_lists_the_commands_as_they_describe_themselves(invoke: Any) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from core_standins import plain, plugins_with
-from evaluation_standins import END, StandInEngine, answers_of, exact, measured, questions
+from evaluation_standins import END, StandInEngine, answers_of, exact, measured, questions, records_of
 
 from refine_wrapper import hookimpl
 from refine_wrapper.errors import BudgetError, ConfigError, NoDraftError
 from refine_wrapper.evaluation import Problem, problem_set
-from refine_wrapper.trace import read_trace
 
 ATTEMPT = "Here is an attempt at this problem. It may be wrong."
 
@@ -63,7 +62,7 @@ def test_the_oracle_takes_what_the_selector_takes(tmp_path: Path, selector: str)
 
     measured(engine, size, out=tmp_path, draft_choice="oracle", refine={"num_drafts": 6, "selector": selector})
     refined = iter(prompt for prompt in engine.asked if ATTEMPT in prompt)
-    for record in read_trace(tmp_path / "answers.jsonl"):
+    for record in records_of(tmp_path):
         drafts = [answer["text"] for answer in [*record["single_shot"], *record["more_drafts"]]]
         assert len(drafts) == 6
         ordered = sorted(drafts, key=int)
@@ -216,7 +215,7 @@ def test_the_figures_are_what_the_answers_say(tmp_path: Path) -> None:
         StandInEngine(script=script), out=tmp_path, problems=questions(4), draft_choice="both", refine={"num_drafts": 5}
     )
     for name, measure in evaluation.measures.items():
-        lines = read_trace(tmp_path / "answers.jsonl")
+        lines = records_of(tmp_path)
         right = [[answer["text"] == line["answer"] for answer in line[name]] for line in lines]
         shares = [fmean(problem) for problem in right]
         figures = measure.figures

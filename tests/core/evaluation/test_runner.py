@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from evaluation_standins import StandInEngine, digits, measured, questions
 
-from refine_wrapper.errors import ConfigError
+from refine_wrapper.errors import ConfigError, NoRewardError
 
 FILES = ("answers.jsonl", "evaluation.json", "settings.json")
 
@@ -193,3 +193,13 @@ def test_progress_counts_completions_and_what_was_there(tmp_path: Path) -> None:
     measured(StandInEngine(), out=tmp_path, on_progress=note)
     assert seen[0] == (16, 40, 16)
     assert seen[-1] == (40, 40, 16)
+
+
+def test_what_was_refused_before_it_sampled_binds_nobody(tmp_path: Path) -> None:
+    def broken(completions: list[str], **columns: Any) -> list[float]:
+        raise KeyError("gold")
+
+    with pytest.raises(NoRewardError):
+        measured(StandInEngine(), broken, out=tmp_path, samples=3)
+    measured(StandInEngine(), out=tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["samples"] == 4

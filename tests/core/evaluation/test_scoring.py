@@ -136,3 +136,23 @@ def test_entries_that_are_none(entry: Any, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ReasoningGymReward()(completions=["1"], entry=[entry])
     assert message in str(refused.value)
+
+
+def test_what_counts_as_right() -> None:
+    """Below the highest reward is not right, unless the settings say from where; the mean reward does not care."""
+
+    def graded(completions: list[str], **columns: Any) -> list[float]:
+        return [int(text) / 9 for text in completions]
+
+    several: list[dict[str, Any]] = [{}, {"correct_at": 4 / 9}, {"refine": {"max_reward": 8 / 9}}, {"correct_at": 0.0}]
+    accuracy = [
+        measured(StandInEngine(), graded, draft_choice="none", samples=40, **settings).accuracy().value
+        for settings in several
+    ]
+    highest, from_four, from_eight, everything = accuracy
+    assert (highest, from_eight, from_four) == pytest.approx((0.1, 0.2, 0.6), abs=0.1)
+    assert 0 < highest < from_eight < from_four < everything == 1.0
+    reward = (
+        measured(StandInEngine(), graded, draft_choice="none", samples=40).measures["single_shot"].figures["reward"]
+    )
+    assert reward.value == pytest.approx(0.5, abs=0.1)

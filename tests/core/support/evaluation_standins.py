@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from core_standins import StandInTokenizer, built_in, chatml
 from refine_wrapper.config import RefineConfig
 from refine_wrapper.evaluation import Evaluation, EvaluationSettings, Problem, ProblemSet, evaluate, problem_set
 from refine_wrapper.evaluation.engines.interface import Sampling
-from refine_wrapper.trace import read_trace
 
 Script = Callable[[str, random.Random], str]
 END = "<|im_end|>"
@@ -95,6 +95,11 @@ def measured(
     )
 
 
+def records_of(out: Path) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl."""
+    return [json.loads(line) for line in (out / "answers.jsonl").read_bytes().splitlines()]
+
+
 def answers_of(out: Path, measure: str) -> list[dict[str, Any]]:
     """Every answer of a measure, in order."""
-    return [answer for record in read_trace(out / "answers.jsonl") for answer in record[measure]]
+    return [answer for record in records_of(out) for answer in record[measure]]

@@ -25,7 +25,7 @@ import refine_testing.verl_reward
 
 SUPPORT = Path(refine_testing.verl_reward.__file__).parents[1]
 TEMPLATE_IS_IN = "Here is an attempt at this problem."
-SECONDS = 540
+SECONDS = 900
 """Far more than a run takes on an idle machine; a run that hangs must not hang the session."""
 
 _ENVIRONMENT = {
@@ -132,22 +132,36 @@ def overrides(folder: Path) -> list[str]:
     ]
 
 
-def write_data(folder: Path, rows: list[dict[str, Any]], validation: list[dict[str, Any]] | None = None) -> None:
-    """A tiny model and the data sets of a run."""
+def write_data(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    validation: list[dict[str, Any]] | None = None,
+    *,
+    turns_end_early: bool = False,
+) -> None:
+    """A tiny model and the data sets of a run. A random model ends its turns only where many tokens end them."""
     import pandas
 
     from refine_testing.tiny import save_tiny
 
     save_tiny(folder / "model", hidden_size=64)  # head_dim 32: the CPU backend of vLLM refuses 16
+    if turns_end_early:
+        path = folder / "model" / "generation_config.json"
+        settings = json.loads(path.read_text())
+        path.write_text(json.dumps({**settings, "eos_token_id": [settings["eos_token_id"], *range(20, 60)]}))
     pandas.DataFrame(rows).to_parquet(folder / "train.parquet")
     pandas.DataFrame(validation or [row(900), row(901)]).to_parquet(folder / "val.parquet")
 
 
 def main_ppo(
-    folder: Path, *changes: str, launcher: tuple[str, ...] = (), **environment: str
+    folder: Path,
+    *changes: str,
+    launcher: tuple[str, ...] = (),
+    module: str = "verl.trainer.main_ppo",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the host on what :func:`write_data` wrote."""
-    command = [*launcher, sys.executable, "-m", "verl.trainer.main_ppo", *overrides(folder), *changes]
+    """Run the host, or a recipe on it, on what :func:`write_data` wrote."""
+    command = [*launcher, sys.executable, "-m", module, *overrides(folder), *changes]
     return run_command(folder, command, **environment)
 
 
@@ -164,6 +178,8 @@ def run_command(folder: Path, command: list[str], **environment: str) -> subproc
         "RAY_TMPDIR": scratch,
         "VERL_FILE_LOGGER_PATH": str(folder / "log.jsonl"),
         "REFINE_TESTING_CALLS": str(folder / "calls.jsonl"),
+        "REFINE_TESTING_QUEUE": str(folder / "queue.jsonl"),
+        "REFINE_TESTING_TOOLS": str(folder / "tools.txt"),
         **environment,
     }
     with (folder / "output.txt").open("w") as output:
@@ -190,7 +206,7 @@ def run_command(folder: Path, command: list[str], **environment: str) -> subproc
 def _end_rest(scratch: str) -> None:
     """End what a run left. Ray's processes are in sessions of their own; that run's are known by their RAY_TMPDIR."""
     own = [process for process in psutil.process_iter() if _variable(process, "RAY_TMPDIR") == scratch]
-    _, alive = psutil.wait_procs(own, timeout=10)
+    _, alive = psutil.wait_procs(own, timeout=2)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -213,12 +229,31 @@ class Run:
 
     @cached_property
     def log(self) -> dict[int, dict[str, float]]:
-        """The host's own file logger: step -> metrics."""
+        """The host's own file logger, or its TensorBoard files: step -> metrics."""
+        if not (self.folder / "log.jsonl").exists():
+            return self._tensorboard()
         lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
         merged: dict[int, dict[str, float]] = defaultdict(dict)
         for line in lines:
             merged[line["step"]].update(line["data"])
         return dict(merged)
+
+    def _tensorboard(self) -> dict[int, dict[str, float]]:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(self.folder / "events"))
+        events.Reload()
+        found: dict[int, dict[str, float]] = defaultdict(dict)
+        for name in events.Tags()["scalars"]:
+            for event in events.Scalars(name):
+                found[event.step][name] = event.value
+        return dict(found)
+
+    @cached_property
+    def queue(self) -> dict[int, dict[str, Any]]:
+        """All that lay in TransferQueue when the batch of a step was taken from it (``WritingSampler``)."""
+        lines = [json.loads(line) for line in (self.folder / "queue.jsonl").read_text().splitlines()]
+        return {line["step"]: line for line in lines}
 
     @cached_property
     def calls(self) -> list[dict[str, Any]]:
@@ -245,8 +280,18 @@ class Run:
         return dict(groups)
 
 
-def trained_run(folder: Path, *changes: str, launcher: tuple[str, ...] = (), **environment: str) -> Run:
+def trained_run(
+    folder: Path,
+    *changes: str,
+    launcher: tuple[str, ...] = (),
+    module: str = "verl.trainer.main_ppo",
+    **environment: str,
+) -> Run:
     """Run and expect success."""
-    ran = main_ppo(folder, *changes, launcher=launcher, **environment)
+    return ran_well(folder, main_ppo(folder, *changes, launcher=launcher, module=module, **environment))
+
+
+def ran_well(folder: Path, ran: subprocess.CompletedProcess[str]) -> Run:
+    """What a run wrote, if it succeeded."""
     assert ran.returncode == 0, ran.stdout[-6000:]
     return Run(folder, ran.stdout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections import Counter
 from typing import Any
 
@@ -38,6 +39,8 @@ def compute_score(
     score = 0.25 if fault == "equal" else math.nan if fault == "nan" else checksum(solution_str)
     if fault == "raise":
         raise RuntimeError("the reward function raised")
+    if fault == "hang":
+        time.sleep(3600)
     return {"score": score, "acc": score}
 
 

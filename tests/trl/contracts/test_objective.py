@@ -23,6 +23,7 @@ from refine_testing.objective import (
     token_logps,
     token_objectives,
 )
+from refine_testing.resampled import PayingReward, flat_for, merged
 from refine_testing.rewards import RecordingReward
 from refine_testing.tiny import tiny_llama
 from refine_testing.trl_host import (
@@ -237,6 +238,47 @@ def test_skipped_groups_are_in_no_part_of_the_loss(objective: str, tmp_path: Pat
     ratios = [_compare(trainer, objective, step, rows, trainer.batches[0].weights) for step in (0, 1)]
     _assert_clipping_mattered(ratios)
     assert logged(trainer, "refine/refined_share") == [0.5]
+
+
+@pytest.mark.parametrize("num_drafts", [0, N], ids=["plain", "refined"])
+@pytest.mark.parametrize("objective", ["grpo", "dapo", "rloo"])
+def test_the_loss_is_the_formula_on_groups_drawn_again(objective: str, num_drafts: int, tmp_path: Path) -> None:
+    """Of two groups at least one is replaced in each batch; each batch is used twice, over two micro-batches."""
+    reward = PayingReward(pay=flat_for(*range(6)))
+    trainer = _trained(
+        tmp_path,
+        objective,
+        reward,
+        questions(8, number=list(range(8))),
+        per_device_train_batch_size=G,
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        refine_num_drafts=num_drafts,
+        refine_dynamic_sampling=9,
+    )
+    batches = merged(reward.calls, reward.paid, group_size=G, limit=9, num_drafts=num_drafts)
+    assert [bool(batch.groups) for batch in batches] == [True, True]
+    assert not any(batch.kept for batch in batches)
+    ratios = []
+    for number, batch in enumerate(batches):
+        rewards = [float(r) for r in batch.both.rewards if r is not None]
+        advantages = leave_one_out_advantages(rewards, G) if objective == "rloo" else grpo_advantages(rewards, G)
+        tokenizer, asked = trainer.processing_class, batch.both.refinements
+        if num_drafts:
+            rows = _rows(trainer, batch.both, advantages)
+        else:
+            rows = {
+                (tuple(ids), tuple(completion)): Row(ids, list(completion), advantage)
+                for ids, completion, advantage in zip(
+                    tokenizer(text=asked["prompts"])["input_ids"], asked["completion_ids"], advantages, strict=True
+                )
+            }
+        used = []
+        for step in range(4 * number, 4 * number + 4):
+            ratios.append(_compare(trainer, objective, step, rows, trainer.batches[number].weights, accumulated=2))
+            used += _keys(trainer.steps[step])
+        assert sorted(used) == sorted([*rows] * 2), "not every row was trained once per iteration"
+    _assert_clipping_mattered(ratios)
 
 
 _EVERY = {

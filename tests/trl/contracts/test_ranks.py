@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import refine_testing
+from refine_testing.objective import grpo_advantages, leave_one_out_advantages
+from refine_testing.resampled import merged
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.trl_host import ATTEMPT, as_q_prime, logged, questions, trainer_for
 
@@ -27,6 +29,9 @@ pytestmark = pytest.mark.oldest
 
 SECONDS = 240
 RANKS = 2
+FLAT = (0, 2, 3, 5, 7, 8, 10)
+"""As in scripts/two_ranks.py: questions whose rewards are all equal, where a scenario says "flat"."""
+SAMPLED = "refine/resampled_groups"
 
 
 def _settings(rows: int, num_generations: int, num_drafts: int, **more: Any) -> dict[str, Any]:
@@ -73,6 +78,20 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "evaluates": True,
     },
     "half of the groups stay plain": {"settings": _settings(8, 2, 3, refine_refine_share=0.5)},
+    "drawn again, the middle group straddles": {
+        "settings": _settings(6, 4, 3, refine_dynamic_sampling=4, max_steps=3),
+        "flat": True,
+    },
+    "drawn again, plain, padded": {
+        # Groups of 3 over ranks of 6: a single group does not halve, so a second chance fills up.
+        "settings": _settings(6, 3, 0, refine_dynamic_sampling=4, max_steps=3),
+        "flat": True,
+    },
+    "drawn again, rloo": {
+        "settings": _settings(6, 4, 3, refine_dynamic_sampling=2, max_steps=3),
+        "flat": True,
+        "objective": "rloo",
+    },
     "reward raises on rank 1": {"settings": _settings(6, 4, 4), "fault": "raises", "on_rank": 1},
     "reward is short on rank 0": {"settings": _settings(6, 4, 4), "fault": "one too few", "on_rank": 0},
     "skipped on rank 1": {
@@ -87,7 +106,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "on_rank": 1,
     },
 }
-HEALTHY = [name for name, scenario in SCENARIOS.items() if "fault" not in scenario and "half" not in name]
+DRAWN_AGAIN = [name for name, scenario in SCENARIOS.items() if scenario.get("flat")]
+HEALTHY = [
+    name
+    for name, scenario in SCENARIOS.items()
+    if "fault" not in scenario and "half" not in name and name not in DRAWN_AGAIN
+]
 
 
 class Ran:
@@ -102,7 +126,8 @@ class Ran:
         if not all(file.exists() for file in files):
             pytest.fail(f"scenario {name!r} did not finish on both ranks within {SECONDS} s\n{self._log[-6000:]}")
         ranks = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        return ranks, read_trace(self._folder / name / "trace")
+        trace = self._folder / name / "trace"
+        return ranks, read_trace(trace) if trace.exists() else []  # a plain run has none
 
 
 @pytest.fixture(scope="session")
@@ -190,12 +215,54 @@ def test_a_group_shares_the_draft_that_one_process_would_choose(name: str, ran: 
 def test_ranks_agree(name: str, ran: Ran) -> None:
     ranks, trace = ran(name)
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
-    assert ranks[0]["metrics"]["refine/groups"]
+    assert ranks[0]["metrics"]["refine/groups" if SCENARIOS[name]["settings"]["refine_num_drafts"] else SAMPLED]
     assert ranks[0]["weights"] == ranks[1]["weights"]
     assert {rank["num_generations"] for rank in ranks} == {SCENARIOS[name]["settings"]["num_generations"]}
     assert all(rank["finite"] and rank["moved"] for rank in ranks)
     trained = [group for group in trace if group["group_id"].startswith("train")]
-    assert sum(ranks[0]["metrics"]["refine/groups"]) <= len(trained)
+    assert sum(ranks[0]["metrics"].get("refine/groups", [])) <= len(trained)
+
+
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("name", DRAWN_AGAIN)
+def test_groups_drawn_again_reach_the_ranks_that_train_them(name: str, ran: Ran) -> None:
+    """All ranks draw the same groups in equal shares, and each row goes where the row that it replaces was."""
+    ranks, _ = ran(name)
+    settings, objective = SCENARIOS[name]["settings"], SCENARIOS[name].get("objective", "grpo")
+    size, num_drafts, limit = (settings[n] for n in ("num_generations", "refine_num_drafts", "refine_dynamic_sampling"))
+    assert len({len(rank["calls"]) for rank in ranks}) == 1
+    calls = []
+    for number, call in enumerate(ranks[0]["calls"]):
+        assert {len(rank["calls"][number]["prompts"]) for rank in ranks} == {len(call["prompts"])}, "unequal shares"
+        calls.append({column: _joined(ranks, "calls", number, column) for column in call})
+    if num_drafts:
+        # Drafts fill up by whole groups of their own, which are dropped.
+        for drafts, refinements in zip(calls[::2], calls[1::2], strict=True):
+            for column in drafts:
+                drafts[column] = drafts[column][: len(refinements[column]) // size * num_drafts]
+
+    def paid(call: dict[str, Any]) -> list[float | None]:
+        pairs = zip(call["number"], call["completions"], strict=True)
+        return [0.5 if number in FLAT else checksum(text_of(text)) for number, text in pairs]
+
+    multiple = 1 if size % RANKS == 0 else RANKS
+    options = {"group_size": size, "limit": limit, "num_drafts": num_drafts, "multiple": multiple}
+    batches = merged(calls, paid, **options)
+    assert len(batches) == len(ranks[0]["batches"]) == 3
+    assert sum(batch.groups for batch in batches) > 3
+    for number, batch in enumerate(batches):
+        rows, prompts = batch.both.refinements, _joined(ranks, "batches", number, "prompts")
+        expected = [
+            as_q_prime(question, batch.both.best_text(row // size, num_drafts)) if num_drafts else question
+            for row, question in enumerate(rows["prompts"])
+        ]
+        assert prompts == expected
+        rewards = [float(reward) for reward in batch.both.rewards if reward is not None]
+        advantages = (leave_one_out_advantages if objective == "rloo" else grpo_advantages)(rewards, size)
+        assert _joined(ranks, "batches", number, "advantages") == pytest.approx(advantages, abs=1e-5)
+        assert ranks[0]["metrics"]["refine/resampling_rounds"][number] == batch.rounds
+        assert ranks[0]["metrics"]["refine/resampled_groups"][number] == batch.groups
+        assert ranks[0]["metrics"]["refine/inactive_groups_kept"][number] == len(batch.kept)
 
 
 @pytest.mark.timeout(SECONDS + 60)

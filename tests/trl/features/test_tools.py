@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refine_testing.rewards import RecordingReward
+from refine_testing.resampled import PayingReward, flat_for, merged
+from refine_testing.rewards import RecordingReward, text_of
 from refine_testing.tiny import tiny_llama, tiny_tokenizer
-from refine_testing.trl_host import record_generation
+from refine_testing.trl_host import chats, record_generation
 from refine_testing.trl_runs import append, chat_data, make, trace_of, trained_rows
 from trl.chat_template_utils import qwen3_chat_template
 
@@ -151,7 +152,50 @@ class _Environment:
         return "nothing"
 
 
+def test_tools_are_called_once_for_each_row_that_dynamic_sampling_draws(tmp_path: Path) -> None:
+    """Groups drawn again call their own tools; merging them into the batch calls none."""
+    calculator, policy, reward = _Calculator(), _Policy(), PayingReward(pay=flat_for(*range(0, 16, 2)))
+    model, tokenizer = tiny_llama(), _tokenizer()
+    record_generation(model, tokenizer, policy)
+    trainer = make(
+        tmp_path,
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward,
+        tools=[calculator.tool()],
+        train_dataset=chats(16, number=list(range(16))),
+        per_device_train_batch_size=4 * GROUP,
+        num_generations=GROUP,
+        refine_num_drafts=0,
+        refine_dynamic_sampling=5,
+        max_completion_length=300,
+        max_steps=1,
+    )
+    trainer.train()
+    (batch,) = merged(reward.calls, reward.paid, group_size=GROUP, limit=5)
+    assert batch.groups
+    assert calculator.asked == list(range(1, 1 + sum(len(call["prompts"]) for call in reward.calls)))
+    [inputs] = trainer.trained
+    seen = sorted(text.rpartition("It is ")[2] for _, text in trained_rows(trainer))
+    assert seen == sorted(text_of(c).removeprefix("It is ") for c in batch.both.refinements["completions"])
+    for mask, own, text in zip(
+        inputs["completion_mask"], inputs["tool_mask"], tokenizer.batch_decode(inputs["completion_ids"]), strict=True
+    ):
+        call = text[: text.index("</tool_call>")]
+        assert 0 < int((mask * own).sum()) < int(mask.sum())
+        assert "double" in call
+
+
 def test_an_environment_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dynamic_sampling cannot draw groups with an environment_factory again"):
+        make(
+            tmp_path,
+            processing_class=_tokenizer(),
+            train_dataset=chat_data(),
+            environment_factory=_Environment,
+            refine_num_drafts=0,
+            refine_dynamic_sampling=1,
+        )
     with pytest.raises(ConfigError, match=r"environment_factory cannot be refined.*refine=False"):
         make(
             tmp_path,

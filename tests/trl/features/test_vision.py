@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from refine_testing.rewards import RecordingReward
+from refine_testing.resampled import PayingReward
+from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny_vision import IMAGE_TOKENS, picture, tiny_vision_model, tiny_vision_processor
 from refine_testing.trl_runs import append, batches, best, make, trace_of, trained_rows
 
@@ -36,7 +37,7 @@ def _no_image() -> Dataset:
 
 
 def _trained(tmp_path: Path, data: Dataset, **settings: Any) -> tuple[Any, RecordingReward]:
-    reward = RecordingReward()
+    reward = settings.pop("reward_funcs", None) or RecordingReward()
     given: dict[str, Any] = {
         "model": tiny_vision_model(),
         "processing_class": tiny_vision_processor(),
@@ -126,3 +127,35 @@ def test_only_the_draft_is_cut_beside_an_image(tmp_path: Path) -> None:
             assert len(trainer.processing_class.tokenizer.encode(group["draft_text"])) <= 2
     limit = 2048 - trainer.args.max_completion_length
     assert trainer._refine_stages._refiner.room.max_prompt_tokens == limit
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("num_drafts", [0, NUM_DRAFTS], ids=["plain", "refined"])
+def test_groups_with_images_are_drawn_again_on_their_own_prompts(
+    num_drafts: int, algorithm: str, tmp_path: Path
+) -> None:
+    """The host puts images into prompts before it generates, so their rows keep both."""
+    draws = 0
+
+    def pay(prompt: str, text: str, columns: dict[str, Any]) -> float:
+        return 0.5 if text in first else checksum(text)
+
+    class Reward(PayingReward):
+        def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+            nonlocal draws
+            draws += 1
+            if draws == (2 if num_drafts else 1):
+                first.update(text_of(completion) for completion in completions)  # the first draw is worth the same
+            return super().__call__(prompts, completions, **columns)
+
+    first: set[str] = set()
+    reward = Reward(pay=pay)
+    given = {"refine_num_drafts": num_drafts, "refine_dynamic_sampling": 1, "max_steps": 1, "algorithm": algorithm}
+    trainer, _ = _trained(tmp_path, _one_image(), reward_funcs=reward, **given)
+    assert len(reward.calls) == 2 * (1 + bool(num_drafts))
+    drawn, again = reward.calls[1 if num_drafts else 0], reward.calls[-1]
+    assert [_text(q) for q in again["prompts"]] == [_text(q) for q in drawn["prompts"]]
+    assert sorted(text for _, text in trained_rows(trainer)) == sorted(map(text_of, again["completions"]))
+    [inputs] = trainer.trained
+    assert inputs["pixel_values"].shape[0] == len(again["prompts"])
+    assert inputs["token_type_ids"].shape[1] == inputs["prompt_ids"].shape[1] + inputs["completion_ids"].shape[1]

@@ -10,9 +10,11 @@ import pytest
 from refine_testing.verl_host import TEMPLATE_IS_IN, Run, question
 from refine_testing.verl_reward import checksum
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(2000)
 PROMPTS = 8
 N, G = 4, 3
+TOOL = 3
+"""The prompt whose row names veRL's tool_agent."""
 CHECKPOINT = "checkpoints/global_step_2/actor/model_world_size_1_rank_0.pt"
 
 
@@ -48,11 +50,11 @@ def test_the_best_usable_draft_is_in_q_prime(grpo: Run) -> None:
         usable = [draft for draft in group["drafts"] if draft["outcome"] == "ok"]
         chosen = group["drafts"][group["selected"]]
         assert chosen["reward"] == max(draft["reward"] for draft in usable)
-        assert chosen["reward"] == pytest.approx(checksum(chosen["text"]))
         number = _number(group["question"][0]["content"])
+        if number != TOOL:  # what a tool said is rewarded, and is not the policy's text
+            assert chosen["reward"] == pytest.approx(checksum(chosen["text"]))
         rows = [line for lines in grpo.trained.values() for line in lines if _number(line["input"]) == number]
-        assert group["draft_text"]
-        assert all(group["draft_text"] in line["input"] for line in rows)
+        assert all(TEMPLATE_IS_IN in line["input"] and group["draft_text"] in line["input"] for line in rows)
 
 
 def test_a_refinement_is_paid_for_itself_against_the_original_label(grpo: Run) -> None:
@@ -67,8 +69,48 @@ def test_bad_rewards_cost_their_draft_only(grpo: Run) -> None:
     assert Counter(outcomes[1]) == {"reward_exception": 1, "non_finite": 1, "ok": 2}
     assert outcomes[2] == ["reward_exception"] * N
     assert _group(grpo, 2)["cause"] == "no_usable_draft"
-    assert all(outcomes[n] == ["ok"] * N for n in (0, 3, 4, 5, 6, 7))
+    assert Counter(outcomes[5]) == {"timeout": 1, "ok": 3}  # its reward never answers
+    assert _group(grpo, 5)["action"] == "refine"
+    assert all(outcomes[n] == ["ok"] * N for n in (0, 3, 4, 6, 7))
     assert all(len(_group(grpo, n)["refinements"]) == G for n in range(PROMPTS))
+
+
+def test_drafts_never_enter_transfer_queue(grpo: Run) -> None:
+    """All that lay in veRL's queue when a batch was taken from it: G sessions of each prompt."""
+    for step in (1, 2):
+        line = grpo.queue[step]
+        uids = {row["uid"] for row in line["rows"].values()}
+        assert len(uids) == 4
+        sessions = [f"{uid}_{session}_0" for uid in uids for session in range(G)]
+        assert [key for key in line["keys"] if key not in uids] == sorted(sessions)
+
+
+def test_what_the_queue_holds_beside_q_prime_is_the_original(grpo: Run) -> None:
+    numbers: Counter[int] = Counter()
+    for line in grpo.queue.values():
+        for row in line["rows"].values():
+            number = row["extra_info"]["index"]
+            numbers[number] += 1
+            assert row["raw_prompt"] == [{"role": "user", "content": question(number)}]
+            assert row["reward_model"] == {"style": "rule", "ground_truth": str(2 * number + 1)}
+            assert set(row["extra_info"]) == {"index", "faults"}
+            whole_prompt = len(question(number)) + 100  # in tokens, one a byte: more than the question is in it
+            assert (len(row["prompts"]) > whole_prompt) == (number != 2)
+    assert numbers == dict.fromkeys(range(PROMPTS), G)
+
+
+def test_tools_are_called_in_drafts_and_refinements(grpo: Run) -> None:
+    """veRL's own tool_agent with a real tool: its words are in the sequence, not trained on, and not in the draft."""
+    assert (grpo.folder / "tools.txt").read_text().splitlines() == ["called"] * (N + G)
+    rows = [row for row in grpo.queue[1]["rows"].values() if row["extra_info"]["index"] == TOOL]
+    assert len(rows) == G
+    for row in rows:
+        assert 0 < sum(row["response_mask"]) < len(row["response_mask"])
+    dumped = [line for line in grpo.trained[1] if _number(line["input"]) == TOOL]
+    assert all("tool says" in line["output"] for line in dumped)
+    assert all(TEMPLATE_IS_IN in line["input"] and "tool says" not in line["input"] for line in dumped)
+    plain = [row for row in grpo.queue[1]["rows"].values() if row["extra_info"]["index"] != TOOL]
+    assert all(all(row["response_mask"]) for row in plain)
 
 
 def test_validation_is_single_shot(grpo: Run) -> None:
@@ -95,6 +137,7 @@ def test_metrics_reach_the_hosts_logger(grpo: Run) -> None:
     assert grpo.log[1]["refine/draft_failures"] == 2 + N
     assert grpo.log[1]["refine/draft_failures/non_finite"] == 1
     assert grpo.log[2]["refine/draft_failures/non_finite"] == 0  # reported from its first occurrence on
+    assert grpo.log[2]["refine/draft_failures/timeout"] == 1
 
 
 def test_names_of_groups_are_those_of_a_repeated_run(grpo: Run) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from math import isfinite
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 from refine_testing.verl_host import TEMPLATE_IS_IN, Run
 
-pytestmark = pytest.mark.timeout(600)
+from refine_wrapper_verl.objectives import OBJECTIVES
+from refine_wrapper_verl.plugin import ADAPTER
+
+pytestmark = pytest.mark.timeout(2000)
 
 
 def _check_rows(run: Run, steps: int, groups: int, size: int) -> None:
@@ -71,4 +75,100 @@ def test_launched_by_refine_wrapper_run(launched: Run) -> None:
     assert Counter(call["index"] for call in launched.calls) == dict.fromkeys(range(8), 4 + 4)
     assert "as many as the plain run samples" in launched.output
     assert launched.output.count("refine-wrapper: on for veRL") == 1
-    assert launched.log[1]["refine/completions"] == 4 * 8
+
+
+def test_what_an_ablation_adds_leaves_a_model_and_events(launched: Run) -> None:
+    """The flags of ``Adapter.launch``: TensorBoard files with our names beside the host's, and a model to load."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    launch: Any = ADAPTER.launch
+    for step in (1, 2):
+        log = launched.log[step]
+        assert log["refine/completions"] == 4 * 8
+        assert log["refine/groups"] == 4
+        assert all(isfinite(log[launch.train_prefix + tag]) for tag in launch.metrics.values())
+    [folder] = [path for pattern in launch.models for path in (launched.folder / "trained").glob(pattern)]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    before: Any = AutoModelForCausalLM.from_pretrained(launched.folder / "model")
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    old = before.state_dict()
+    moved = [float((value.float() - old[name]).abs().max()) for name, value in model.state_dict().items()]
+    assert max(moved) > 1e-3
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_refine_metrics_are_the_same_in_each_tracker(launched: Run) -> None:
+    """What TensorBoard holds is what the trace says."""
+    for step in (1, 2):
+        drafts = [draft for group in launched.groups if group["step"] == step for draft in group["drafts"]]
+        assert launched.log[step]["refine/draft_tokens"] == sum(draft["num_tokens"] for draft in drafts)
+
+
+# Objective -> the run that takes it by its name (refine.objective=NAME), and one of its steps.
+TRAINED_IN = {
+    "grpo": ("grpo", 1),
+    "dapo": ("dapo", 1),
+    "ppo": ("v0", 1),
+    "reinforce++-baseline": ("colocate_async", 1),
+    "rloo": ("launched", 1),
+    "reinforce++": ("small_example", 1),
+    "dr_grpo": ("one_by_one", 1),
+    "gspo": ("one_by_one", 2),
+    "sapo": ("one_by_one", 3),
+    "cispo": ("one_by_one", 4),
+    "gpg": ("one_by_one", 5),
+    "opo": ("one_by_one", 6),
+}
+
+
+@pytest.fixture(scope="session")
+def runs(
+    grpo: Run, dapo: Run, v0: Run, colocate_async: Run, launched: Run, small_example: Run, one_by_one: Run
+) -> dict[str, Run]:
+    return {
+        "grpo": grpo,
+        "dapo": dapo,
+        "v0": v0,
+        "colocate_async": colocate_async,
+        "launched": launched,
+        "small_example": small_example,
+        "one_by_one": one_by_one,
+    }
+
+
+def test_each_objective_takes_a_real_optimizer_step() -> None:
+    """Whoever registers an objective for veRL names the run that trains it."""
+    assert {name for name, objective in OBJECTIVES.items() if objective.settings is not None} == set(TRAINED_IN)
+
+
+@pytest.mark.parametrize("name", TRAINED_IN)
+def test_an_objective_by_name_is_trained(runs: dict[str, Run], name: str) -> None:
+    in_run, step = TRAINED_IN[name]
+    run = runs[in_run]
+    said = f"step {step} trains {name}\n" if in_run == "one_by_one" else f"refine-wrapper: objective={name}"
+    assert said in run.output.replace("\r", "\n")
+    log = run.log[step]
+    assert isfinite(log["actor/pg_loss"])
+    assert isfinite(log["actor/grad_norm"])
+    if in_run != "small_example":  # a random model rarely sums right: all its rewards may be equal
+        assert log["actor/grad_norm"] > 0
+    assert log["refine/groups"] > 0
+
+
+def test_advantages_are_those_of_the_objective_of_the_step(one_by_one: Run) -> None:
+    """In a batch whose objective changes each step: the host's formulas on the rewards in its own dump."""
+    _check_rows(one_by_one, 6, 4, 3)
+    names = {step: name for name, (run, step) in TRAINED_IN.items() if run == "one_by_one"}
+    for step, name in names.items():
+        groups: dict[str, list[float]] = {}
+        for line in one_by_one.trained[step]:
+            groups.setdefault(line["input"], []).append(line["score"])
+        centred = [[score - fmean(scores) for score in scores] for scores in groups.values()]
+        if name in ("dr_grpo",):
+            expected = max(map(max, centred))
+        elif name in ("gspo", "sapo", "cispo"):
+            expected = max(max(c) / (stdev(c) + 1e-6) for c in centred)
+        else:
+            continue
+        assert one_by_one.log[step]["critic/advantages/max"] == pytest.approx(expected, rel=1e-4)

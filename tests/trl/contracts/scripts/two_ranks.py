@@ -14,6 +14,8 @@ from refine_testing.rewards import RecordingReward
 from refine_testing.trl_host import Batch, chats, logged, questions, trainer_for, weights_of
 
 RANK = int(os.environ["RANK"])
+FLAT = (0, 2, 3, 5, 7, 8, 10)
+"""Questions whose rewards are all equal, where the scenario says so."""
 
 
 class RankReward(RecordingReward):
@@ -37,16 +39,25 @@ class RankReward(RecordingReward):
         return paid
 
 
+class Flat(RankReward):
+    """Pays the same for all completions of some questions."""
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        paid = super().__call__(prompts, completions, **columns)
+        return [0.5 if n in FLAT else value for n, value in zip(columns["number"], paid, strict=True)]
+
+
 def run(name: str, scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One training; what this rank saw of it."""
-    reward = RankReward(scenario)
-    data: Dataset = (chats if scenario.get("chat") else questions)(scenario.get("questions", 12))
+    reward = (Flat if scenario.get("flat") else RankReward)(scenario)
+    count = scenario.get("questions", 12)
+    data: Dataset = (chats if scenario.get("chat") else questions)(count, number=list(range(count)))
     trainer = trainer_for(
         folder / name,
         reward,
         data,
         objective=scenario.get("objective", "grpo"),
-        more={"eval_dataset": questions(20).select(range(16, 20))},
+        more={"eval_dataset": questions(20, number=list(range(20))).select(range(16, 20))},
         refine_trace_dir=str(folder / name / "trace"),
         refine_trace_texts=True,
         ddp_timeout=60,
@@ -57,7 +68,7 @@ def run(name: str, scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     after = weights_of(trainer.model)
     names = sorted({n for entry in trainer.state.log_history for n in entry if n.startswith("refine/")})
     result = {
-        "calls": [{n: call[n] for n in ("prompts", "completions")} for call in reward.calls],
+        "calls": [{n: call[n] for n in ("prompts", "completions", "number")} for call in reward.calls],
         "batches": [_batch(batch, trainer.processing_class) for batch in trainer.batches],
         "num_generations": trainer.num_generations,
         "metrics": {n: logged(trainer, n) for n in names if not n.endswith("_seconds")},
