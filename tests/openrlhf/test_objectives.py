@@ -4,6 +4,7 @@ users combine them with. Every run also proves another entrance or option, becau
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -14,13 +15,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, Run, Workshop, by_name
+from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, NUM_PROMPTS, Cluster, Run, Workshop, by_name
 from refine_testing.tiny_llava import IMAGE, IMAGE_TOKENS, save_tiny_llava, tiny_llava_processor
 from safetensors.torch import load_file
 
+from refine_wrapper.trace import read_trace
 from refine_wrapper_openrlhf.objectives import OBJECTIVES
 
 # Of two or three starts on a machine that others use, not of what is tested.
@@ -174,7 +177,10 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
 
 
 def test_dr_grpo_as_a_job_of_a_running_cluster(workshop: Workshop) -> None:
-    """`ray job submit`: settings are in the environment of the command only, not of Ray's workers. No limit of answers."""
+    """`ray job submit`: settings are in the environment of the command only, not of Ray's workers. No limit of answers.
+
+    And on the same cluster, because one more would cost a minute, `refine-wrapper ablate --ray`.
+    """
     folder = workshop.folder()
     workshop.reward(folder)
     flags = workshop.flags(folder, rollout__max_new_tokens=None, data__max_len=600)
@@ -184,10 +190,51 @@ def test_dr_grpo_as_a_job_of_a_running_cluster(workshop: Workshop) -> None:
         submit = ("-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard)
         run = workshop.run(folder, *submit, "--", "env", *settings, *command)
         assert not cluster.actors()
-    assert_refined(run, workshop, "dr_grpo", drafts=3, group_size=2)
-    assert {group["selector"] for group in run.groups} == {"median"}
-    assert "half of --data.max_len" in run.screen
-    assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
+        assert_refined(run, workshop, "dr_grpo", drafts=3, group_size=2)
+        assert {group["selector"] for group in run.groups} == {"median"}
+        assert "half of --data.max_len" in run.screen
+        assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
+        _assert_cells_are_jobs(workshop, cluster)
+
+
+def _assert_cells_are_jobs(workshop: Workshop, cluster: Cluster) -> None:
+    """`refine-wrapper ablate --ray`: a refined cell is trained as a job of the cluster, and only once."""
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(
+        folder, rollout__n_samples_per_prompt=4, actor__entropy_coef=0, ckpt__output_dir=None, ckpt__path=None
+    )
+    plan = {
+        "hosts": {"openrlhf": {"command": [sys.executable, *HOST, *flags], "python": sys.executable}},
+        "objectives": ["dr_grpo"],
+        "plain": False,
+        "refine": {"num_drafts": 2},
+        "completions": 4,
+        "prompts": 2,
+        "seeds": [0],
+    }
+    file = folder / "plan.yaml"
+    file.write_text(json.dumps(plan))  # which is YAML too
+    ablate = ("-m", "refine_wrapper.cli", "ablate", str(file), "--ray", cluster.dashboard, "--out", str(folder / "out"))
+    before = set(cluster.jobs())
+    for _ in range(2):  # the second call finds it finished
+        done = workshop.run(folder, *ablate)
+        assert done.code == 0, done.screen[-4000:]
+        assert not done.left_behind
+        assert not cluster.actors()
+        assert "1 finished" in done.screen
+        after = cluster.jobs()
+        [job] = after.keys() - before
+        assert (job.endswith("-1"), after[job]) == (True, "SUCCEEDED")
+    [cell] = (folder / "out" / "cells").iterdir()
+    assert json.loads((cell / "status.json").read_text())["state"] == "finished"
+    groups = read_trace(cell / "trace")
+    assert len(groups) == NUM_PROMPTS
+    assert {(len(group["drafts"]), len(group["refinements"])) for group in groups} == {(2, 2)}
+    table = pd.read_parquet(folder / "out" / "results.parquet")
+    assert set(table["objective"]) == {"dr_grpo"}
+    for metric in ("refine/uplift", "reward", "entropy"):
+        assert table[table["metric"] == metric]["step"].tolist() == [1, 2], metric
 
 
 def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop) -> None:

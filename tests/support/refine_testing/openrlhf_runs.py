@@ -142,10 +142,16 @@ class Cluster:
             time.sleep(0.2)
         return alive
 
+    def jobs(self) -> dict[str, str]:
+        """Submitted jobs, also those that ended: name -> status."""
+        with urllib.request.urlopen(f"{self.dashboard}/api/jobs/", timeout=60) as answer:
+            jobs = json.load(answer)
+        return {job["submission_id"]: job["status"] for job in jobs if job["submission_id"]}
+
     def _alive(self) -> list[str]:
         # Ray gives the process of an actor its name: `ray::RolloutRayActor.generate`.
         names = [_name(number).split("(")[0] for number in _processes(self.folder)]
-        return [name for name in names if name.startswith("ray::") and "IDLE" not in name]
+        return [name for name in names if name.startswith("ray::") and not name.strip().endswith(_OWN_OF_RAY)]
 
 
 class Workshop:
@@ -358,6 +364,8 @@ class Workshop:
         }
 
 
+_OWN_OF_RAY = ("::IDLE", "::DashboardAgent", "::RuntimeEnvAgent")
+"""Processes with an actor's kind of name that belong to a cluster itself."""
 # Of Ray's services with a fixed port each, which another cluster of this machine may have.
 _AGENT_PORTS = ("--dashboard-agent-listen-port", "--ray-client-server-port")
 
