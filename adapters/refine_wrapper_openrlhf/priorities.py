@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Generator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 # A context variable, because upstream's executor and actor stand between a call and the engine's request.
-priority: ContextVar[int] = ContextVar("priority", default=0)
+_priority: ContextVar[int] = ContextVar("priority", default=0)
 """Of the requests that the current task makes: lower is earlier. Only matters while requests wait for a slot."""
+
+
+@contextlib.contextmanager
+def at_priority(priority: int) -> Generator[None]:
+    """Requests that are made in here, by this task, have this priority; others have 0."""
+    before = _priority.set(priority)
+    try:
+        yield
+    finally:
+        _priority.reset(before)
 
 
 def schedule_by_priority() -> None:
@@ -24,7 +36,7 @@ def schedule_by_priority() -> None:
 
 
 def take_priorities(actor: Any) -> None:
-    """Have the engine of a rollout actor give each request the :data:`priority` of its task. Idempotent.
+    """Have the engine of a rollout actor give each request the priority of its task. Idempotent.
 
     Does nothing where the engine has no such policy: then requests are served in the order they come.
     """
@@ -37,7 +49,7 @@ def take_priorities(actor: Any) -> None:
     generate = engine.generate
 
     def generate_in_order(*arguments: Any, **named: Any) -> Any:
-        return generate(*arguments, **{"priority": priority.get(), **named})
+        return generate(*arguments, **{"priority": _priority.get(), **named})
 
     generate_in_order.takes_priorities = True  # pyright: ignore[reportFunctionMemberAccess]
     engine.generate = generate_in_order

@@ -26,7 +26,7 @@ from refine_wrapper.types import (
     Refinement,
     SampledDraft,
 )
-from refine_wrapper_openrlhf.priorities import priority, take_priorities
+from refine_wrapper_openrlhf.priorities import at_priority, take_priorities
 from refine_wrapper_openrlhf.request import unmarked
 
 Response = dict[str, Any]
@@ -136,8 +136,8 @@ class TwoStages:
         # arrived before the first one leaves, whatever G is.
         with rollout.join(key, num_members=1) as member:
             plan = await member.plan(group_id, call.prompt, partial(self._sample_draft, call, group))
-            priority.set(plan.priority)
-            response, sampled = await self._sample_refinement(call, group, plan)
+            with at_priority(plan.priority):
+                response, sampled = await self._sample_refinement(call, group, plan)
             refinement = refiner.refinement(sampled)
             member.report(refinement, step=step)
             group.rows.append((response, refinement))
