@@ -313,7 +313,7 @@ class Workshop:
                 start_new_session=True,
             )
         try:
-            end = time.monotonic() + 180
+            end = time.monotonic() + 300
             dashboard = f"http://127.0.0.1:{ports['--dashboard-port']}"
             while not _takes_jobs(dashboard):
                 assert head.poll() is None, (folder / "log").read_text()
@@ -380,8 +380,12 @@ def _free_ports(number: int) -> list[int]:
 
 
 def _takes_jobs(dashboard: str) -> bool:
+    """By giving it one: the dashboard answers before it has anybody to hand a job to."""
+    job = urllib.request.Request(
+        f"{dashboard}/api/jobs/", data=b'{"entrypoint": "true"}', headers={"Content-Type": "application/json"}
+    )
     with contextlib.suppress(OSError):
-        urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=2).close()
+        urllib.request.urlopen(job, timeout=60).close()
         return True
     return False
 
