@@ -198,6 +198,8 @@ class _Pair:
 
 def setting_label(setting: Mapping[str, Any]) -> str:
     """A setting in a few words: ``plain 8``, ``4 + 4, best`` and what differs from the usual."""
+    if not setting["group_size"]:
+        return "before training"
     if not setting["refined"]:
         return f"plain {setting['group_size']}"
     parts = [f"{setting['num_drafts']} + {setting['group_size']}", str(setting["selector"])]

@@ -188,9 +188,9 @@ def _asset(name: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for what JSON has no word for."""
+    """The same with None for what JSON has no word for, and with the digits that a chart can show."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(name): _finite(item) for name, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# torch has one generator for all threads: models that two threads make at once would share its numbers.
+_ONE_AT_A_TIME = threading.Lock()
 SPECIAL = ("<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -35,21 +38,22 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_llama(seed: int = 0, *, max_positions: int = 4096, hidden_size: int = 32) -> LlamaForCausalLM:
     """A random one-layer Llama for :func:`tiny_tokenizer`. (transformers 5 replaces the tokenizer of Qwen2 models.)"""
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(SPECIAL) + 256,
-            hidden_size=hidden_size,
-            intermediate_size=2 * hidden_size,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=max_positions,
-            bos_token_id=None,
-            eos_token_id=SPECIAL.index("<|im_end|>"),
-            pad_token_id=SPECIAL.index("<|pad|>"),
+    with _ONE_AT_A_TIME:
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(SPECIAL) + 256,
+                hidden_size=hidden_size,
+                intermediate_size=2 * hidden_size,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                max_position_embeddings=max_positions,
+                bos_token_id=None,
+                eos_token_id=SPECIAL.index("<|im_end|>"),
+                pad_token_id=SPECIAL.index("<|pad|>"),
+            )
         )
-    )
 
 
 def save_tiny(folder: Path, seed: int = 0, **sizes: int) -> str:
