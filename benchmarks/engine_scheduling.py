@@ -1,12 +1,13 @@
 """What two stages cost on a continuous-batching engine: one stage of N + G, two with a barrier, two pipelined.
 
-python benchmarks/engine_scheduling.py --loads 16/256 16/32 64/64        # in the environment `openrlhf`, on a CPU
+python benchmarks/engine_scheduling.py --loads 64/64 128/64        # in the environment `openrlhf`, on a CPU
 
-A real vLLM engine with a tiny random model; the pipelined mode runs through the core's Rollout, as the OpenRLHF adapter
-does. Every completion has the same fixed length in all modes (log-normal, drawn anew for each repeat), so only the
-order of requests differs; figures are means over the repeats. Engine steps do not depend on how busy the machine is;
-wall time does. On a CPU a step's time grows with its batch, so there tokens rule the wall time; on a GPU, where
-decoding is bound by memory traffic, steps do.
+A real vLLM engine with a tiny random model; the pipelined modes run through the core's Rollout, as the OpenRLHF adapter
+does: requests served as they come, or by the priority that the core gives them (drafts first, then the groups with long
+drafts). Every completion has the same fixed length in all modes (log-normal, drawn anew for each repeat), so only the
+order of requests differs. Ratios are means over the draws, with their standard errors. Engine steps do not depend on
+how busy the machine is; wall time does. On a CPU a step's time grows with its batch, so there tokens rule the wall
+time; on a GPU, where decoding is bound by memory traffic, steps do.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import json
 import math
 import os
 import random
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other measure who else uses the machine
 
 from refine_wrapper.config import RefineConfig
+from refine_wrapper.plugins import Plugins
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.rollout import Rollout
 from refine_wrapper.types import PromptRoom, Refinement, SampledDraft
@@ -41,15 +45,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!
 MAX_LENGTH = 1024
 
 
-def save_model(folder: Path) -> Any:
-    """A tiny random Llama whose tokens are single characters; returns its tokenizer."""
+def save_model(folder: Path, template: str) -> Any:
+    """A tiny random Llama; returns its tokenizer.
+
+    Completions are single characters, so that a draft has the same tokens in q' again; words of the template are one
+    token each, as they are in real vocabularies.
+    """
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocab = {text: number for number, text in enumerate(["<pad>", "<eos>", "<unk>", *LETTERS])}
+    words = sorted(set(re.findall("[A-Za-z]{4,}", Plugins().get("template", template).render_text("", ""))))
+    vocab = {text: number for number, text in enumerate(["<pad>", "<eos>", "<unk>", *LETTERS, *words])}
     made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*words, r"[\s\S]"])), "isolated")
     made.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made,
@@ -88,8 +97,8 @@ class Engine:
     _waiting: dict[str, asyncio.Future[list[int]]] = field(default_factory=dict)
     _number: int = 0
 
-    async def generate(self, prompt: str, length: int) -> str:
-        """A completion of exactly `length` tokens."""
+    async def generate(self, prompt: str, length: int, priority: int = 0) -> str:
+        """A completion of exactly `length` tokens. The lowest priority is served first."""
         from vllm import SamplingParams
 
         self._number += 1
@@ -100,7 +109,7 @@ class Engine:
         params = SamplingParams(
             max_tokens=length, min_tokens=length, ignore_eos=True, allowed_token_ids=allowed, detokenize=False
         )
-        self.engine.add_request(name, {"prompt_token_ids": ids}, params)
+        self.engine.add_request(name, {"prompt_token_ids": ids}, params, priority=priority)
         self._waiting[name] = asyncio.get_running_loop().create_future()
         self.prompt_tokens += len(ids)
         return self.tokenizer.decode(await self._waiting[name], skip_special_tokens=True)
@@ -130,15 +139,19 @@ class Load:
     num_drafts: int
 
 
-def draw_load(num_prompts: int, num_drafts: int, group_size: int, seed: int, median: float, sigma: float) -> Load:
-    """Prompts of 161 tokens; log-normal lengths of at most 240 tokens, independent of each other."""
+def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
+    """Prompts of 161 tokens; log-normal lengths of at most 240 tokens, of which a share is the prompt's own."""
     rng = random.Random(seed)
     prompts = ["".join(rng.choice(LETTERS[:62]) for _ in range(160)) + "?" for _ in range(num_prompts)]
-    lengths = [
-        [max(4, min(240, round(math.exp(rng.gauss(math.log(median), sigma))))) for _ in range(num_drafts + group_size)]
-        for _ in prompts
-    ]
-    return Load(prompts, lengths, num_drafts)
+    own, common = math.sqrt(1 - options.correlation), math.sqrt(options.correlation)
+
+    def length(of_prompt: float) -> int:
+        deviation = options.sigma * (common * of_prompt + own * rng.gauss(0, 1))
+        return max(4, min(240, round(options.median * math.exp(deviation))))
+
+    group = range(options.num_drafts + options.group_size)
+    lengths = [[length(of_prompt) for _ in group] for of_prompt in (rng.gauss(0, 1) for _ in prompts)]
+    return Load(prompts, lengths, options.num_drafts)
 
 
 async def single_stage(engine: Engine, load: Load, refiner: Refiner) -> None:
@@ -162,13 +175,14 @@ async def barrier(engine: Engine, load: Load, refiner: Refiner) -> None:
     )
 
 
-async def pipelined(engine: Engine, load: Load, refiner: Refiner) -> None:
+async def pipelined(engine: Engine, load: Load, refiner: Refiner, *, in_order: bool = True) -> None:
     rollout = Rollout(refiner)
 
     async def member(number: int, length: int) -> None:
         with rollout.join(number, len(load.lengths[number]) - load.num_drafts) as me:
             plan = await me.plan(str(number), load.prompts[number], lambda index: _draft(engine, load, number, index))
-            me.report(Refinement(await engine.generate(str(plan.prompt), length), 0.0, length))
+            text = await engine.generate(str(plan.prompt), length, plan.priority if in_order else 0)
+            me.report(Refinement(text, 0.0, length))
 
     await asyncio.gather(*(member(i, n) for i, lengths in enumerate(load.lengths) for n in lengths[load.num_drafts :]))
 
@@ -182,6 +196,7 @@ async def _draft(engine: Engine, load: Load, number: int, index: int) -> Sampled
 MODES: dict[str, Callable[[Engine, Load, Refiner], Awaitable[None]]] = {
     "single stage": single_stage,
     "barrier": barrier,
+    "pipelined, as they come": partial(pipelined, in_order=False),
     "pipelined": pipelined,
 }
 
@@ -205,6 +220,7 @@ def build_engine(folder: Path, tokenizer: Any, slots: int) -> Engine:
         max_num_seqs=slots,
         max_num_batched_tokens=8192,  # what vLLM takes on large GPUs; its default on a CPU would make prefills wait
         enable_prefix_caching=True,
+        scheduling_policy="priority",  # requests of equal priority are served as they come
         dtype="float32",
         seed=0,
     )
@@ -228,46 +244,51 @@ def measure(engine: Engine, mode: str, load: Load, template: str) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loads", nargs="+", default=["16/256", "16/32", "64/64"], help="prompts/slots")
+    parser.add_argument("--loads", nargs="+", default=["64/64", "128/64"], help="prompts/slots")
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3, help="draws of lengths; modes take turns")
+    parser.add_argument("--repeats", type=int, default=4, help="draws of lengths; modes take turns")
     parser.add_argument("--median", type=float, default=60, help="median length of a completion, tokens")
     parser.add_argument("--sigma", type=float, default=0.7, help="of the logarithm of the length: 1.0 has a heavy tail")
+    parser.add_argument(
+        "--correlation", type=float, default=0.5, help="of the logarithms of the lengths of two answers to one prompt"
+    )
     parser.add_argument("--template", default="turns", help="`turns` keeps the draft's tokens as a prefix of q'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = save_model(Path(folder))
-        print(
-            "| prompts / slots | mode | engine steps | to single | to barrier | seconds | prompt tokens | from cache |"
-        )
+        tokenizer = save_model(Path(folder), options.template)
+        print("| prompts / slots | mode | engine steps | to single | to barrier | seconds | prompt tokens | cached |")
         print("|---|---|---|---|---|---|---|---|")
         for name in options.loads:
             num_prompts, slots = map(int, name.split("/"))
             engine = build_engine(Path(folder), tokenizer, slots)
             runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
             for repeat in range(options.repeats):
-                sizes = (num_prompts, options.num_drafts, options.group_size)
-                load = draw_load(*sizes, options.seed + repeat, options.median, options.sigma)
+                load = draw_load(options, num_prompts, options.seed + repeat)
                 for mode in MODES:
                     runs[mode].append(measure(engine, mode, load, options.template))
-            results[name] = {
-                mode: {key: statistics.fmean(run[key] for run in taken) for key in taken[0]}
-                for mode, taken in runs.items()
-            }
-            for mode, found in results[name].items():
-                ratios = [found["steps"] / results[name][base]["steps"] for base in ("single stage", "barrier")]
+            results[name] = runs
+            for mode, taken in runs.items():
+                found = {key: statistics.fmean(run[key] for run in taken) for key in taken[0]}
+                ratios = [ratio(taken, runs[base]) for base in ("single stage", "barrier")]
                 print(
-                    f"| {name} | {mode} | {found['steps']:.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
+                    f"| {name} | {mode} | {found['steps']:.0f} | {ratios[0]} | {ratios[1]} | "
                     f"{found['seconds']:.2f} | {found['prompt tokens']:.0f} | {found['cached']:.0%} |",
                     flush=True,
                 )
             del engine
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
+
+
+def ratio(runs: list[dict[str, float]], base: list[dict[str, float]]) -> str:
+    """Of the engine steps, draw by draw: mean and standard error."""
+    ratios = [run["steps"] / other["steps"] for run, other in zip(runs, base, strict=True)]
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+    return f"{statistics.fmean(ratios):.3f} ± {error:.3f}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat message: ``role`` and ``content``, the content a string or a list of typed parts."""
@@ -153,6 +153,10 @@ class RowPlan:
     trained: bool
 
 
+_SHORTEST_LAST: Final = 2**20
+"""More tokens than any draft has."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
     """What Stage 1 decided for one group. Hosts carry it out; they decide nothing.
@@ -185,6 +189,16 @@ class GroupPlan:
     def trained(self) -> bool:
         """Whether rows of this group carry a gradient."""
         return self.action is not Action.SKIP
+
+    @property
+    def priority(self) -> int:
+        """Place of this group's refinements in the queue of an engine with priorities, lower first; drafts have 0.
+
+        Drafts come first, because refinements wait for them. Then the refinements of groups with long drafts: answers
+        to one prompt resemble each other in length, and a long one that starts last keeps a nearly empty engine busy.
+        """
+        lengths = [draft.num_tokens for draft in self.drafts_N if draft.num_tokens]
+        return max(1, _SHORTEST_LAST - (sum(lengths) // len(lengths) if lengths else 0))
 
     def row(self) -> RowPlan:
         """The plan of one refinement row of this group; its prompt is not shared with other rows."""

@@ -14,6 +14,7 @@ from refine_wrapper.errors import ConfigError
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import GroupOutcome
 from refine_wrapper_openrlhf.objectives import OWN_DYNAMIC_SAMPLING
+from refine_wrapper_openrlhf.priorities import schedule_by_priority
 from refine_wrapper_openrlhf.stages import Call, Response, Row, TwoStages, no_reward_error
 
 LOGGED = (
@@ -68,6 +69,7 @@ def make_agent_executor(
     class AgentExecutor(SingleTurnAgentExecutor):
         def __init__(self) -> None:
             super().__init__()
+            schedule_by_priority()
             self._group_number = count()
             self._stages = TwoStages(config, reward_urls, _log, observe=True)
 

@@ -9,6 +9,7 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from refine_wrapper.refiner import Refiner
 from refine_wrapper.types import GroupOutcome
+from refine_wrapper_openrlhf.priorities import schedule_by_priority
 from refine_wrapper_openrlhf.request import Request
 from refine_wrapper_openrlhf.stages import Call, Response, Row, TwoStages
 
@@ -21,6 +22,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
     def __init__(self) -> None:
         super().__init__()
+        schedule_by_priority()
         self._stages: TwoStages | None = None
 
     async def execute(

@@ -26,6 +26,7 @@ from refine_wrapper.types import (
     Refinement,
     SampledDraft,
 )
+from refine_wrapper_openrlhf.priorities import at_priority, take_priorities
 from refine_wrapper_openrlhf.request import unmarked
 
 Response = dict[str, Any]
@@ -127,6 +128,7 @@ class TwoStages:
         The response is upstream's, for the original prompt, with q' and the refinement as its tokens.
         """
         refiner, rollout = self._rollout(call)
+        take_priorities(call.engine)
         key = _Identity(call.params)
         group = self._groups.setdefault(key, _Group())
         _image_tokens.set(self._count_image_tokens(call))
@@ -134,7 +136,8 @@ class TwoStages:
         # arrived before the first one leaves, whatever G is.
         with rollout.join(key, num_members=1) as member:
             plan = await member.plan(group_id, call.prompt, partial(self._sample_draft, call, group))
-            response, sampled = await self._sample_refinement(call, group, plan)
+            with at_priority(plan.priority):
+                response, sampled = await self._sample_refinement(call, group, plan)
             refinement = refiner.refinement(sampled)
             member.report(refinement, step=step)
             group.rows.append((response, refinement))

@@ -126,3 +126,16 @@ def test_every_error_has_the_root_and_a_standard_parent_and_crosses_processes(er
     copy = pickle.loads(pickle.dumps(error("message")))
     assert (type(copy), str(copy)) == (error, "message")
     assert error.__doc__
+
+
+def _priority(*num_tokens: int) -> int:
+    drafts = tuple(Draft(index, num_tokens=number) for index, number in enumerate(num_tokens))
+    return GroupPlan("g", Action.REFINE, "q", "q'", drafts_N=drafts).priority
+
+
+def test_in_an_engines_queue_refinements_of_long_drafts_come_first_and_all_after_drafts() -> None:
+    assert 0 < _priority(300, 100) < _priority(150, 150) < _priority(10)
+    # A draft that was not sampled says nothing of lengths.
+    assert _priority(200, 0) == _priority(200)
+    assert _priority() > _priority(1)
+    assert _priority(2**21) > 0

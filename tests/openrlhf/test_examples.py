@@ -20,7 +20,7 @@ BASH = "import os, sys; os.execvp('bash', ['bash', *sys.argv[1:]])"
 ON_A_CPU = ("--ds.attn_implementation", "eager", "--vllm.sync_backend", "gloo")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(700)
 def test_the_small_run(workshop: Workshop) -> None:
     folder = workshop.folder()
     subprocess.run(

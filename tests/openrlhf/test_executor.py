@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openrlhf.utils
@@ -227,3 +228,29 @@ def test_images_reach_the_engine_in_both_stages(reward: str) -> None:
         [(start, _)] = row["action_ranges"]
         assert start <= length - 40  # the image's tokens were counted, or upstream would have raised
     assert rows[0][OUTCOME].plan.action is Action.REFINE
+
+
+def test_requests_carry_their_priority_where_the_engine_takes_it(reward: str) -> None:
+    class Ordered(Engine):
+        """As OpenRLHF's actor: its engine is an attribute."""
+
+        def __init__(self, script: Any, policy: str) -> None:
+            super().__init__(script)
+            self.priorities: list[int] = []
+            config = SimpleNamespace(scheduler_config=SimpleNamespace(policy=policy))
+            self.llm = SimpleNamespace(vllm_config=config, generate=self._generate)
+
+        async def generate(self, token_ids: list[int], params: Any, multi_modal_data: Any = None) -> Any:
+            return await self.llm.generate(token_ids, params, multi_modal_data)
+
+        async def _generate(self, *arguments: Any, priority: int = 0) -> Any:
+            self.priorities.append(priority)
+            return await super().generate(*arguments)
+
+    for policy, expected in {"priority": [0] * 3 + [2**20 - 3] * 2, "fcfs": [0] * 5}.items():
+        engine = Ordered(lambda prompt, n: "4" if NOTE in prompt else "ab", policy)
+        executor = AgentExecutor()
+        for _ in range(2):  # the same engine for every group
+            engine.priorities.clear()
+            run(engine, marked(reward), executor=executor)
+            assert engine.priorities == expected

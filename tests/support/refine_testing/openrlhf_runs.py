@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,10 @@ from refine_wrapper.trace import read_trace
 CPU_HOST = Path(__file__).parents[1] / "openrlhf_cpu"
 LAUNCHER = ("-m", "refine_wrapper_openrlhf.train_ppo_ray")
 HOST = ("-m", "openrlhf.cli.train_ppo_ray")
-TIMEOUT = 280
+OPERATORS = Path(sys.prefix) / "torch_extensions"
+"""Where DeepSpeed's compiled operators are kept: with the environment, not once per session."""
+TIMEOUT = 500
+"""Seconds that one command may take: on a quiet machine it takes a tenth of it, but machines are shared."""
 NUM_PROMPTS = 4
 NOTE = "It may be wrong"
 """Part of the built-in template: whoever sees it has seen a draft."""
@@ -74,7 +78,15 @@ class Run:
     @cached_property
     def trained(self) -> list[dict[str, Any]]:
         """Every row that a policy (and a critic) was given to train on."""
-        files = sorted(self.folder.glob("record-*.jsonl"))
+        return self._recorded("record-[0-9]*.jsonl")
+
+    @cached_property
+    def requests(self) -> list[dict[str, Any]]:
+        """Every request of the rollout engine, as its scheduler got it."""
+        return self._recorded("record-requests-*.jsonl")
+
+    def _recorded(self, pattern: str) -> list[dict[str, Any]]:
+        files = sorted(self.folder.rglob(pattern))
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
     @cached_property
@@ -88,6 +100,58 @@ class Run:
         from safetensors.torch import load_file
 
         return load_file(self.folder / "out" / "model.safetensors")
+
+
+def by_name(objective: str) -> str:
+    """The flag that takes an objective by its name. The test that every objective is trained looks for calls of this."""
+    return f"--refine.objective={objective}"
+
+
+def compile_operators() -> None:
+    """Compile the two operators that DeepSpeed compiles where it is first used, unless this environment has them.
+
+    Takes a minute or two of both cores, which no single run should be charged for. A compilation that was killed leaves
+    a lock behind that everyone else would wait for.
+    """
+    operators = {"FusedAdamBuilder": "fused_adam", "ShareMemCommBuilder": "deepspeed_shm_comm"}
+    if all((OPERATORS / name / f"{name}.so").exists() for name in operators.values()):
+        return
+    for lock in OPERATORS.glob("*/lock"):
+        lock.unlink()
+    load = f"[get_accelerator().create_op_builder(name).load() for name in {tuple(operators)}]"
+    subprocess.run(
+        [sys.executable, "-c", f"from deepspeed.accelerator import get_accelerator; {load}"],
+        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(OPERATORS), "DS_ACCELERATOR": "cpu"},
+        check=True,
+        timeout=900,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster of this machine, and where it takes jobs."""
+
+    folder: Path
+    dashboard: str
+
+    def actors(self, seconds: float = 20) -> list[str]:
+        """The actors that are still alive when these seconds to end are over."""
+        end = time.monotonic() + seconds
+        while (alive := self._alive()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return alive
+
+    def jobs(self) -> dict[str, str]:
+        """Submitted jobs, also those that ended: name -> status."""
+        with urllib.request.urlopen(f"{self.dashboard}/api/jobs/", timeout=60) as answer:
+            jobs = json.load(answer)
+        return {job["submission_id"]: job["status"] for job in jobs if job["submission_id"]}
+
+    def _alive(self) -> list[str]:
+        # Ray gives the process of an actor its name: `ray::RolloutRayActor.generate`.
+        names = [_name(number).split("(")[0] for number in _processes(self.folder)]
+        return [name for name in names if name.startswith("ray::") and not name.strip().endswith(_OWN_OF_RAY)]
 
 
 class Workshop:
@@ -231,29 +295,31 @@ class Workshop:
         return Run(process.returncode, text, folder, names)
 
     @contextlib.contextmanager
-    def cluster(self, folder: Path) -> Generator[str]:
-        """A Ray cluster of this machine that runs before a command and after it; gives its address."""
+    def cluster(self, folder: Path) -> Generator[Cluster]:
+        """A Ray cluster of this machine that runs before a command and after it."""
         folder.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start = ("start", "--head", "--block", "--port", str(port), "--num-gpus", "1", "--num-cpus", "8")
-        more = ("--include-dashboard", "false", "--temp-dir", str(folder / "ray"), "--object-store-memory", "100000000")
+        ports = dict(
+            zip(("--port", "--dashboard-port", *_AGENT_PORTS), _free_ports(2 + len(_AGENT_PORTS)), strict=True)
+        )
+        start = ("start", "--head", "--block", "--num-gpus", "1", "--num-cpus", "8", "--temp-dir", str(folder / "ray"))
+        more = ("--object-store-memory", "100000000", "--include-dashboard", "true", "--dashboard-host", "127.0.0.1")
         with (folder / "log").open("w") as log:
             head = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", *start, *more],
+                [sys.executable, "-m", "ray.scripts.scripts", *start, *more]
+                + [str(item) for option in ports.items() for item in option],
                 env=self.environment(folder, 1),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         try:
-            end = time.monotonic() + 90
-            while "Ray runtime started" not in (folder / "log").read_text():
+            end = time.monotonic() + 300
+            dashboard = f"http://127.0.0.1:{ports['--dashboard-port']}"
+            while not _takes_jobs(dashboard):
                 assert head.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < end, "Ray did not start"
+                assert time.monotonic() < end, "Ray's dashboard did not start:\n" + (folder / "log").read_text()
                 time.sleep(0.2)
-            yield f"127.0.0.1:{port}"
+            yield Cluster(folder, dashboard)
         finally:
             head.terminate()
             for number in _left_behind(folder, seconds=10):
@@ -275,8 +341,7 @@ class Workshop:
             "HF_HOME": str(self.root / "huggingface"),
             "HF_DATASETS_CACHE": str(folder / "datasets"),
             "HF_HUB_OFFLINE": "1",
-            # DeepSpeed compiles two operators for minutes: once per environment, not once per session.
-            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
+            "TORCH_EXTENSIONS_DIR": str(OPERATORS),
             "TMPDIR": str(self.root),
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -289,9 +354,40 @@ class Workshop:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "RAY_memory_monitor_refresh_ms": "0",
+            # Ray gives its workers the lowest share of the CPU: beside anything else that computes they would starve.
+            "RAY_worker_niceness": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # How long the start of a dashboard may take, in all and each of its modules.
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
+            "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "150",
         }
+
+
+_OWN_OF_RAY = ("::IDLE", "::DashboardAgent", "::RuntimeEnvAgent")
+"""Processes with an actor's kind of name that belong to a cluster itself."""
+# Of Ray's services with a fixed port each, which another cluster of this machine may have.
+_AGENT_PORTS = ("--dashboard-agent-listen-port", "--ray-client-server-port")
+
+
+def _free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on, different from each other."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
+def _takes_jobs(dashboard: str) -> bool:
+    """By giving it one: the dashboard answers before it has anybody to hand a job to."""
+    job = urllib.request.Request(
+        f"{dashboard}/api/jobs/", data=b'{"entrypoint": "true"}', headers={"Content-Type": "application/json"}
+    )
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(job, timeout=60).close()
+        return True
+    return False
 
 
 def _left_behind(folder: Path, seconds: float) -> list[int]:
