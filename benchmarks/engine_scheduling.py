@@ -140,7 +140,7 @@ class Load:
 
 
 def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
-    """Prompts of 161 tokens; log-normal lengths of at most 240 tokens, of which a share is the prompt's own."""
+    """Prompts of 161 tokens; log-normal lengths of at most 240 tokens; those of one prompt are correlated as asked."""
     rng = random.Random(seed)
     prompts = ["".join(rng.choice(LETTERS[:62]) for _ in range(160)) + "?" for _ in range(num_prompts)]
     own, common = math.sqrt(1 - options.correlation), math.sqrt(options.correlation)
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--median", type=float, default=60, help="median length of a completion, tokens")
     parser.add_argument("--sigma", type=float, default=0.7, help="of the logarithm of the length: 1.0 has a heavy tail")
     parser.add_argument(
-        "--correlation", type=float, default=0.5, help="of the logarithms of the lengths of two answers to one prompt"
+        "--correlation", type=float, default=0.0, help="of the logarithms of the lengths of two answers to one prompt"
     )
     parser.add_argument("--template", default="turns", help="`turns` keeps the draft's tokens as a prefix of q'")
     parser.add_argument("--seed", type=int, default=0)
