@@ -214,9 +214,11 @@ def sentence(comparisons: Sequence[Comparison], metric: str) -> str:
     """What all comparisons together show, in one or two plain sentences."""
     if not comparisons:
         return f"Nothing is compared: no objective has both a plain and a refined cell with a value of {metric}."
+    if len(comparisons) == 1:
+        return _of_one(comparisons[0], metric)
     shown = [found for found in comparisons if found.verdict.startswith("refined")]
     seeds = sorted({len(found.seeds) for found in comparisons})
-    count = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
+    count = f"{len(comparisons)} comparisons"
     over = (
         f"at {seeds[0]} seed{'s' if seeds[0] != 1 else ''}"
         if len(seeds) == 1
@@ -229,6 +231,12 @@ def sentence(comparisons: Sequence[Comparison], metric: str) -> str:
         f"{metric}, {count} {over}: refined higher in {higher}, lower in {len(shown) - higher}, no difference shown in "
         f"{len(comparisons) - len(shown)}."
     )
+
+
+def _of_one(found: Comparison, metric: str) -> str:
+    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) != 1 else ''}"
+    difference = f", {found.difference:+.3f} [{found.low:.3f}, {found.high:.3f}]" if len(found.seeds) > 1 else ""
+    return f"{metric}, {found.refined} against {found.plain} at {seeds}: {found.verdict}{difference}."
 
 
 def _by_setting(table: pd.DataFrame, metric: str) -> list[tuple[dict[str, Any], dict[int, float]]]:

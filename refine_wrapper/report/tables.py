@@ -104,7 +104,8 @@ def title_of(metric: str) -> str:
 
 def charts(run: Run) -> tuple[list[Chart], list[Chart]]:
     """The charts that are drawn, and those of every other metric that can be asked for."""
-    steps = run.table.groupby("metric", observed=True)["step"].nunique()
+    # Of one cell: held-out results at the end alone make no curve, beside those of the start model neither.
+    steps = run.table.groupby(["metric", "cell"], observed=True)["step"].nunique().groupby("metric").max()
     measured = sorted(str(name) for name, count in steps.items() if count > 1 and not str(name).endswith(_ERROR))
     drawn = [name for name in _DRAWN if name in measured]
     others = [name for name in measured if name not in drawn]
@@ -160,13 +161,15 @@ def settings_tables(run: Run, metric: str | None) -> list[Table]:
     if run.table.empty:
         return []
     names = [str(name) for name in run.table["metric"].unique()]
-    measured = [name for name in held_out_metrics(run) if name != metric]
+    measured = [name for name in held_out_metrics(run) if name != metric and _in_summary(name)]
     measured = [metric, *measured] if metric else measured
     last = run.table.sort_values("step", kind="stable").drop_duplicates("cell", keep="last")
     seeds = {key: len(rows) for key, rows in _by_setting(last, run)}
     results = {name: _means(run, name) for name in measured}
     costs: dict[str, dict[tuple[str, str], str]] = {
-        name.capitalize(): {key: _count(rows[name].mean()) for key, rows in _by_setting(last, run)}
+        name.capitalize(): {
+            key: f"{rows[name].mean():,.0f}" for key, rows in _by_setting(last, run) if rows[name].notna().any()
+        }
         for name in ("completions", "tokens", "seconds")
         if last[name].notna().any()
     }
@@ -206,6 +209,12 @@ def held_out_metrics(run: Run) -> list[str]:
     return sorted(found, key=lambda name: not name.startswith(DEFAULT_METRIC))
 
 
+def _in_summary(metric: str) -> bool:
+    """Accuracies, pass@k and what a draft changed; all the rest can be chosen in the chart."""
+    figure = metric.rpartition("/")[2]
+    return metric in _TITLES or figure.startswith("pass@") or figure == "minus_single_shot"
+
+
 def settings_drawn(run: Run) -> list[dict[str, Any]]:
     """How each setting is drawn: plain dashed; a plain and a refined of one objective in one colour if that is all."""
     rows: list[dict[Any, Any]] = run.table.drop_duplicates(list(SETTING)).to_dict("records")
@@ -213,7 +222,8 @@ def settings_drawn(run: Run) -> list[dict[str, Any]]:
     trained = {name: setting for name, setting in found.items() if setting["objective"] != START}
     family = {name: (setting["host"], setting["objective"]) for name, setting in trained.items()}
     members = [(family[name], bool(setting["refined"])) for name, setting in trained.items()]
-    in_pairs = len(members) == len(set(members))
+    # A single pair is told apart by colour too.
+    in_pairs = len(members) == len(set(members)) and len(set(family.values())) > 1
     colour_of: dict[str, Any] = {name: family[name] if in_pairs else name for name in trained}
     order = list(dict.fromkeys(colour_of.values()))
 
@@ -280,7 +290,7 @@ def with_interval(mean: float, low: float, high: float) -> str:
 
 
 def _chart(curves: Curves, metric: str, points: int) -> Chart:
-    share = metric.endswith(_SHARES) or metric.startswith(_HELD_OUT)
+    share = metric.endswith(_SHARES) or metric in (DEFAULT_METRIC, "eval/with_draft")
     note = _NOTES.get(metric) or METRICS.get(metric, "")
     return Chart(metric, title_of(metric), note, share, curves.of(metric, points=points))
 
@@ -292,7 +302,3 @@ def _by_setting(rows: pd.DataFrame, run: Run) -> list[tuple[tuple[str, str], pd.
 def _key(setting: Mapping[str, Any], run: Run) -> tuple[str, str]:
     """Task and name."""
     return str(setting["task"] or ""), run.name_of(setting)
-
-
-def _count(value: float) -> str:
-    return _NONE if isnan(value) else f"{value:,.0f}"

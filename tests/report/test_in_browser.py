@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 Show = Callable[..., Any]
-SEEDS, STEPS = 3, 60
+SEEDS, STEPS = 3, 40
 TRACES = """(plot) => plot.data.map((trace) => ({...trace.meta, x: Array.from(trace.x), y: Array.from(trace.y)}))"""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("run") / "run", seeds=SEEDS, steps=STEPS)
+    return make_run(tmp_path_factory.mktemp("run") / "run", seeds=SEEDS, steps=STEPS, prompts=4)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,8 @@ def test_verdicts(differences: list[float], verdict: str) -> None:
     (found,) = compare(table(dict.fromkeys(range(3), 0.5), refined), "m")
     assert found.verdict == verdict
     said = sentence([found], "m")
-    assert "no difference shown in any of 1 comparison" in said or "refined higher in 1" in said or "lower in 1" in said
+    assert said.startswith(f"m, 4 + 4, best against plain 8 at {len(found.seeds)} seed")
+    assert verdict in said
 
 
 def test_many_comparisons_need_more_than_one_low_p_value() -> None:
