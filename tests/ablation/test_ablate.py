@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -71,12 +73,15 @@ def plan(folder: Path, script: Path = EXAMPLE / "train.py", **changes: object) -
 
 
 def environ() -> dict[str, str]:
-    return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    # The example's scripts import what lies beside them, which nox's safe path would forbid.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {**kept, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 
 
-def wait_for(condition: object, seconds: float = 400) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
+        assert process.poll() is None, f"it ended before, with code {process.returncode}"
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.1)
 
@@ -92,7 +97,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
     with (folder / "first.log").open("wb") as log:
         first = subprocess.Popen([*ABLATE, str(file), "--out", str(out)], stdout=log, stderr=log, env=environ())
         plain = out / "cells" / "trl--grpo--palindrome--plain--seed0"
-        wait_for(lambda: (plain / "log.txt").exists() and "failing.py" in (plain / "log.txt").read_text())
+        wait_for(lambda: (plain / "log.txt").exists() and "failing.py" in (plain / "log.txt").read_text(), first)
         first.send_signal(signal.SIGKILL)
         first.wait()
     assert is_locked(plain), "a killed `ablate` leaves its cell running"
@@ -193,7 +198,7 @@ def test_tokens_are_matched_by_a_pilot_and_ctrl_c_leaves_nothing_running(tmp_pat
     plain, refined = (out / "cells" / f"trl--grpo--palindrome--{name}--seed0" for name in ("plain", "4+4"))
     command = [*ABLATE, str(file), "--out", str(out)]
     interrupted = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
-    wait_for(lambda: (plain / "log.txt").exists() and "train.py" in (plain / "log.txt").read_text())
+    wait_for(lambda: (plain / "log.txt").exists() and "train.py" in (plain / "log.txt").read_text(), interrupted)
     interrupted.send_signal(signal.SIGINT)
     said, _ = interrupted.communicate(timeout=200)
     assert interrupted.returncode == 130

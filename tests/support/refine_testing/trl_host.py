@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from refine_testing.devices import ON_GPU
 from refine_testing.rewards import checksum, text_of
 from refine_testing.tiny import tiny_llama, tiny_tokenizer
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer, RefineRLOOConfig, RefineRLOOTrainer
@@ -141,7 +142,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": [],
-    "use_cpu": True,
+    "use_cpu": not ON_GPU,
     "bf16": False,
     "gradient_checkpointing": False,
     "dataloader_pin_memory": False,

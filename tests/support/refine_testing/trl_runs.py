@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from refine_testing.devices import ON_GPU
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny import tiny_llama, tiny_tokenizer
 from refine_wrapper.trace import read_trace
@@ -33,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": [],
     "save_strategy": "no",
-    "use_cpu": True,
+    "use_cpu": not ON_GPU,
     "bf16": False,
     "disable_tqdm": True,
     "gradient_checkpointing": False,
@@ -76,7 +77,7 @@ def chat_data(count: int = 8, system: str | None = None) -> Dataset:
 
 
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Arguments of a TRL config for a short run on a CPU, without refinement."""
+    """Arguments of a TRL config for a short run, without refinement."""
     return {**SETTINGS, "output_dir": str(folder / "out"), **changes}
 
 
