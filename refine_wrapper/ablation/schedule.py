@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, CellFolder
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.files import read_json, write_whole
+
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class Cells(Protocol):
@@ -77,9 +81,13 @@ class Run:
             before = self.of(cell).cell()
             differing = [name for name in Cell.__dataclass_fields__ if _plain(before, name) != _plain(cell, name)]
             if differing:
+                changes = "\n".join(
+                    f"  {name}: {_SHORT.repr(_plain(before, name))}, now {_SHORT.repr(_plain(cell, name))}"
+                    for name in differing
+                )
                 raise ConfigError(
                     f"refine: {self.of(cell).path} was made with another {', '.join(differing)}. Give the changed plan "
-                    "a new --out, or delete that folder if its results are not wanted."
+                    f"a new --out, or delete that folder if its results are not wanted.\n{changes}"
                 )
 
     def claim(self) -> None:

@@ -168,14 +168,14 @@ def test_what_it_says_and_writes(ablation: Ablation) -> None:
     assert "<html" in (ablation.folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_another_plan_is_refused_for_the_same_folder(ablation: Ablation, tmp_path: Path) -> None:
-    file = plan(tmp_path, seeds=[0, 1], steps=STEPS + 1)
+def test_another_plan_is_refused_for_the_same_folder(ablation: Ablation) -> None:
+    file = plan(ablation.folder.parent, seeds=[0, 1], steps=STEPS + 1)
     ran = subprocess.run(
         [*ABLATE, str(file), "--out", str(ablation.folder)], capture_output=True, text=True, check=False, env=environ()
     )
     assert ran.returncode == 2
     assert "was made with another" in ran.stderr
-    assert "steps" in ran.stderr
+    assert "steps: 3, now 4" in ran.stderr
 
 
 def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
