@@ -4,5 +4,7 @@ from __future__ import annotations
 
 import os
 
-ON_GPU = os.environ.get("REFINE_WRAPPER_TEST_GPU") == "1"
-"""``REFINE_WRAPPER_TEST_GPU=1``: trainers use the accelerator that they find."""
+ON_GPU = os.environ.get("REFINE_TESTING_GPU") == "1"
+"""``REFINE_TESTING_GPU=1``: trainers use the accelerator that they find."""
+
+DEVICE = "cuda" if ON_GPU else "cpu"

@@ -29,10 +29,11 @@ class Row:
 
 def token_logps(model: Any, weights: dict[str, torch.Tensor], row: Row, temperature: float = 1.0) -> torch.Tensor:
     """log pi(o_t | q', o_<t) for every token of one completion."""
-    ids = torch.tensor([row.prompt_ids + row.completion_ids])
+    device = next(iter(weights.values())).device
+    ids = torch.tensor([row.prompt_ids + row.completion_ids], device=device)
     logits = functional_call(model, weights, kwargs={"input_ids": ids, "use_cache": False}).logits[0].float()
     of_completion = logits[len(row.prompt_ids) - 1 : -1] / temperature
-    return of_completion.log_softmax(-1)[range(len(row.completion_ids)), row.completion_ids]
+    return of_completion.log_softmax(-1)[range(len(row.completion_ids)), row.completion_ids].cpu()
 
 
 def grpo_advantages(rewards: Sequence[float], group_size: int, *, scaled: bool = True) -> list[float]:

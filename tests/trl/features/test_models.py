@@ -33,6 +33,7 @@ def logps(model: Any, inputs: dict[str, Any], temperature: float = 1.0) -> torch
 
 def check_reference(trainer: Any, reference: Any) -> None:
     """The KL's reference log-probabilities are those of the frozen reference for the refinements, under q'."""
+    reference = reference.to(trainer.model.device)
     for inputs in trainer.trained:
         expected = logps(reference, inputs)
         assert torch.allclose(inputs["ref_per_token_logps"] * inputs["completion_mask"], expected, atol=1e-4)

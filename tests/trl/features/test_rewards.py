@@ -13,6 +13,7 @@ import pytest
 import torch
 import trl
 from packaging.version import Version
+from refine_testing.devices import DEVICE
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny import SPECIAL, tiny_tokenizer
 from refine_testing.trl_runs import (
@@ -58,7 +59,7 @@ def model_score(model: Any, question: Any, completion: str) -> float:
     else:
         answered = [*question, {"role": "assistant", "content": completion}]
         text = tokenizer.apply_chat_template(answered, tokenize=False)
-    ids = tokenizer(text=[text], return_tensors="pt", add_special_tokens=False)
+    ids = tokenizer(text=[text], return_tensors="pt", add_special_tokens=False).to(model.device)
     with torch.inference_mode():
         return float(model.eval()(**ids).logits[0, 0])
 
@@ -212,7 +213,7 @@ def test_reward_model_that_is_any_module(tmp_path: Path) -> None:
         def forward(self, **inputs: Any) -> Any:
             return self.inner(**inputs)
 
-    head, reward = Head(), RecordingReward()
+    head, reward = Head().to(DEVICE), RecordingReward()
     head.config._name_or_path = "mine/head"
     trainer = make(
         tmp_path,

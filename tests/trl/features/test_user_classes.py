@@ -53,7 +53,7 @@ class Mine(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        bonus = torch.tensor([[float(len(ids))] for ids in completion_ids_list])
+        bonus = torch.tensor([[float(len(ids))] for ids in completion_ids_list], device=rewards.device)
         self._metrics["train"]["rows_scored"].append(float(len(prompts)))
         return rewards + bonus
 

@@ -19,7 +19,7 @@ def digest(model: Any) -> str:
     """A digest of all weights, bit for bit."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
