@@ -87,9 +87,9 @@ def _ray(module):
 
 
 def _dashboard(module):
-    """Only what takes jobs: each of the other modules is a process, and all start at once, on few cores for a minute."""
-    load = module.DashboardHead._load_modules
-    module.DashboardHead._load_modules = lambda self, modules=None: load(self, modules or {"JobHead", "UsageStatsHead"})
+    """Only what takes jobs (NodeHead says on which node): each of the other modules is a process, and all start at once."""
+    load, wanted = module.DashboardHead._load_modules, {"JobHead", "NodeHead", "UsageStatsHead"}
+    module.DashboardHead._load_modules = lambda self, modules=None: load(self, modules or wanted)
 
 
 def _linear(module):
