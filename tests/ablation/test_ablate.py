@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from refine_testing.signals import take_interrupts
 
 from refine_wrapper.ablation.local import is_locked
 from refine_wrapper.trace import read_trace
@@ -197,7 +198,14 @@ def test_tokens_are_matched_by_a_pilot_and_ctrl_c_leaves_nothing_running(tmp_pat
     out = tmp_path / "run"
     plain, refined = (out / "cells" / f"trl--grpo--palindrome--{name}--seed0" for name in ("plain", "4+4"))
     command = [*ABLATE, str(file), "--out", str(out)]
-    interrupted = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
+    interrupted = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environ(),
+        preexec_fn=take_interrupts,
+    )
     wait_for(lambda: (plain / "log.txt").exists() and "train.py" in (plain / "log.txt").read_text(), interrupted)
     interrupted.send_signal(signal.SIGINT)
     said, _ = interrupted.communicate(timeout=200)

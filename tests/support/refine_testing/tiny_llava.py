@@ -1,4 +1,4 @@
-"""A tiny LLaVA with its processor, made on the spot, of sizes that vLLM takes on a CPU. Needs no torchvision."""
+"""A tiny LLaVA with its processor, made on the spot, of sizes that vLLM takes on a CPU. Its processor needs no torchvision."""
 
 from __future__ import annotations
 
