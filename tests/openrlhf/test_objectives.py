@@ -18,9 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, NUM_PROMPTS, Cluster, Run, Workshop, by_name
-from refine_testing.tiny_llava import IMAGE, IMAGE_TOKENS, save_tiny_llava, tiny_llava_processor
 from safetensors.torch import load_file
 
 from refine_wrapper.trace import read_trace
@@ -267,42 +265,6 @@ def test_gspo_asynchronous_with_partial_rollout(workshop: Workshop) -> None:
     refine = (by_name("gspo"), "--refine.num_drafts=2", *workshop.traced(folder))
     run = workshop.run(folder, *LAUNCHER, *flags, *refine, gpus=2)
     assert_refined(run, workshop, "gspo", drafts=2, group_size=2)
-
-
-def test_reinforce_baseline_on_images(workshop: Workshop) -> None:
-    """A vision-language model: the picture is in q and in q', in the engine and where the policy is trained.
-
-    Both vLLM and the model refuse a prompt whose image tokens are not as many as what the picture becomes.
-    """
-    folder = workshop.folder()
-    workshop.reward(folder)
-    model = save_tiny_llava(folder / "llava")
-    rows: list[dict[str, Any]] = []
-    for number in range(4):
-        file = folder / f"{number}.png"
-        Image.new("RGB", (28, 28), (60 * number, 90, 10)).save(file)
-        rows.append({"input": f"{IMAGE}What is it?", "label": str(number), "datasource": "x", "images": [str(file)]})
-    flags = workshop.flags(
-        folder,
-        actor__model_name_or_path=model,
-        data__prompt_dataset=workshop.write("pictures.jsonl", rows),
-        data__max_images_per_prompt=1,
-    )
-    refine = (by_name("reinforce++-baseline"), "--refine.num_drafts=2", *workshop.traced(folder))
-    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
-    assert run.code == 0, run.screen[-4000:]
-    assert not run.left_behind
-    assert len(run.steps) == 2
-    assert [group["action"] for group in run.groups] == ["refine"] * 4
-    tokenizer = tiny_llava_processor().tokenizer
-    trained = Counter(tokenizer.decode(row["sequence"]).partition("<|im_start|>assistant")[0] for row in run.trained)
-    prompts = [group["prompt"].replace(IMAGE, IMAGE * IMAGE_TOKENS) for group in run.groups]
-    assert trained == Counter(2 * [prompt.partition("<|im_start|>assistant")[0] for prompt in prompts])
-    assert all(NOTE in text and text.count(IMAGE) == IMAGE_TOKENS for text in trained)
-    assert {call["label"] for call in run.calls} == {"0", "1", "2", "3"}
-    assert all(NOTE not in call["query"] and call["query"].count(IMAGE) == IMAGE_TOKENS for call in run.calls)
-    before, after = load_file(f"{model}/model.safetensors"), run.weights()
-    assert any(not torch.equal(before[name].to(after[name].dtype), after[name]) for name in before)
 
 
 def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:

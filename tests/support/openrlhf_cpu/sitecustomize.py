@@ -11,8 +11,6 @@ import json
 import os
 import sys
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
-from types import ModuleType
 
 
 class _Cpu(str):
@@ -172,18 +170,5 @@ class _Finder:
         return spec
 
 
-def _pixtral():
-    """vLLM's LLaVA imports one function of Pixtral, for other models, from a module that begins by importing torchvision.
-
-    No torchvision is built for the CPU build of torch on the package index.
-    """
-    name = "transformers.models.pixtral.image_processing_pixtral"
-    module = ModuleType(name)
-    module._num_image_tokens = None
-    sys.modules[name] = module
-
-
 if os.environ.get("REFINE_TEST_RAY"):
     sys.meta_path.insert(0, _Finder)
-    if find_spec("torchvision") is None:
-        _pixtral()
