@@ -267,6 +267,14 @@ def test_gspo_asynchronous_with_partial_rollout(workshop: Workshop) -> None:
     assert_refined(run, workshop, "gspo", drafts=2, group_size=2)
 
 
+def test_reinforce_baseline_by_its_name(workshop: Workshop) -> None:
+    folder = workshop.folder()
+    workshop.reward(folder)
+    refine = (by_name("reinforce++-baseline"), "--refine.num_drafts=2", *workshop.traced(folder))
+    run = workshop.run(folder, *LAUNCHER, *workshop.flags(folder), *refine)
+    assert_refined(run, workshop, "reinforce++-baseline", drafts=2, group_size=2)
+
+
 def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
     """The same samples in the same order and the same weights, to the last bit.
 
