@@ -35,11 +35,11 @@ os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other measure who else uses the machine
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.rollout import Rollout
-from refine_wrapper.types import PromptRoom, Refinement, SampledDraft
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.rollout import Rollout
+from refine_wrapper.core.types import PromptRoom, Refinement, SampledDraft
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!()+-*/=\n'`"
 MAX_LENGTH = 1024

@@ -22,8 +22,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.prompts.builder import find_template
+from refine_wrapper.core.prompts.builder import find_template
+from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer
 
 ARMS = {"plain": (8, 0), "refined": (4, 4), "refined, draft-ahead": (4, 4)}  # group size G, drafts N

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from refine_wrapper.version import __version__
 
 if TYPE_CHECKING:
-    from refine_wrapper.config import RefineConfig
-    from refine_wrapper.hookspecs import hookimpl
+    from refine_wrapper.plugins.hookspecs import hookimpl
+    from refine_wrapper.settings.config import RefineConfig
 
 __all__ = ["RefineConfig", "__version__", "hookimpl"]
 
-_HOMES = {"RefineConfig": "refine_wrapper.config", "hookimpl": "refine_wrapper.hookspecs"}
+_HOMES = {"RefineConfig": "refine_wrapper.settings.config", "hookimpl": "refine_wrapper.plugins.hookspecs"}
 
 
 def __getattr__(name: str) -> object:

@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # The sources here, whatever wheel is installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
-from refine_wrapper import hookspecs  # noqa: E402
-from refine_wrapper.ablation.plan import HostPlan, Plan  # noqa: E402
-from refine_wrapper.adapter import ObjectiveSettings  # noqa: E402
-from refine_wrapper.config import RefineConfig  # noqa: E402
-from refine_wrapper.metrics import METRICS, is_cause  # noqa: E402
-from refine_wrapper.plugins import Plugins  # noqa: E402
-from refine_wrapper.types import DraftOutcome, FallbackCause  # noqa: E402
+from refine_wrapper.core.metrics import METRICS, is_cause  # noqa: E402
+from refine_wrapper.core.types import DraftOutcome, FallbackCause  # noqa: E402
+from refine_wrapper.hosts.adapter import ObjectiveSettings  # noqa: E402
+from refine_wrapper.plugins import hookspecs  # noqa: E402
+from refine_wrapper.plugins.manager import Plugins  # noqa: E402
+from refine_wrapper.settings.config import RefineConfig  # noqa: E402
+from refine_wrapper.study.ablation.plan import HostPlan, Plan  # noqa: E402
 
 FILES = (
     "README.md",

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 _LAUNCHED = "REFINE_WRAPPER_LAUNCH"
-"""As in refine_wrapper.config_sources, which an application that is none of ours need not import."""
+"""As in refine_wrapper.settings.sources, which an application that is none of ours need not import."""
 
 
 class RefineSearchPath(SearchPathPlugin):

@@ -9,10 +9,10 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from refine_wrapper.config_sources import resolve
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.types import GroupOutcome
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import GroupOutcome
+from refine_wrapper.settings.sources import resolve
 from refine_wrapper_openrlhf.objectives import OWN_DYNAMIC_SAMPLING
 from refine_wrapper_openrlhf.priorities import schedule_by_priority
 from refine_wrapper_openrlhf.stages import Call, Response, Row, TwoStages, no_reward_error
@@ -41,7 +41,7 @@ def make_agent_executor(
     Args:
         reward: What ``--reward.remote_url`` would be: a ``.py`` file with ``reward_func``, or one or more addresses.
         train_temperature: The value of ``--rollout.temperature``.
-        settings: Settings of :class:`~refine_wrapper.config.RefineConfig`; environment and file are read too.
+        settings: Settings of :class:`~refine_wrapper.settings.config.RefineConfig`; environment and file are read too.
 
     Raises:
         ConfigError: For settings that need the launcher: ``match_budget``, ``objective`` and ``on_no_draft="skip"``.

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
-from refine_wrapper.config_sources import LAUNCH_VARIABLE
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.types import GroupOutcome
 from refine_wrapper.errors import SeamError
-from refine_wrapper.launch.report import note_refined
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import GroupOutcome
+from refine_wrapper.hosts.launch.report import note_refined
+from refine_wrapper.settings.sources import LAUNCH_VARIABLE
 from refine_wrapper_openrlhf.launched_agent import OUTCOME
 from refine_wrapper_openrlhf.request import Request, RunSettings
 from refine_wrapper_openrlhf.stages import make_room, no_reward_error

@@ -7,8 +7,8 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import GroupOutcome
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.types import GroupOutcome
 from refine_wrapper_openrlhf.priorities import schedule_by_priority
 from refine_wrapper_openrlhf.request import Request
 from refine_wrapper_openrlhf.stages import Call, Response, Row, TwoStages

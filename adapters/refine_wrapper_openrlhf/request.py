@@ -11,8 +11,8 @@ from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from refine_wrapper.config import RefineConfig
 from refine_wrapper.errors import SeamError
+from refine_wrapper.settings.config import RefineConfig
 
 _KEY = "refine_wrapper"
 

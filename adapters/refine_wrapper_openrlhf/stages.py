@@ -11,12 +11,9 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from refine_wrapper.budget import prompt_room
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.errors import NoRewardError
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.rollout import Rollout
-from refine_wrapper.types import (
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.rollout import Rollout
+from refine_wrapper.core.types import (
     Action,
     DraftOutcome,
     GroupOutcome,
@@ -26,6 +23,9 @@ from refine_wrapper.types import (
     Refinement,
     SampledDraft,
 )
+from refine_wrapper.errors import NoRewardError
+from refine_wrapper.hosts.budget import prompt_room
+from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_openrlhf.priorities import at_priority, take_priorities
 from refine_wrapper_openrlhf.request import unmarked
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import click
 
-from refine_wrapper.budget import (
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.errors import BudgetError, ConfigError, PromptError
+from refine_wrapper.hosts.budget import (
     CompletionBudget,
     check_room,
     matched_batch_size,
     matched_group_size,
 )
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import LAUNCH_VARIABLE, resolve
-from refine_wrapper.errors import BudgetError, ConfigError, PromptError
-from refine_wrapper.objectives import settings_on
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.refiner import Refiner
+from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import LAUNCH_VARIABLE, resolve
 from refine_wrapper_openrlhf.objectives import OWN_DYNAMIC_SAMPLING, apply_objective
 from refine_wrapper_openrlhf.request import RunSettings
 

@@ -10,8 +10,8 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import FLAG_PREFIX, flags_from_environment, split_flags
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import FLAG_PREFIX, flags_from_environment, split_flags
 from refine_wrapper_openrlhf.start import prepare
 
 # What tells the parser of train_ppo_ray from any other that its process may use.

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from refine_wrapper.batch import BatchStages, Question
-from refine_wrapper.launch.report import note_refined
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import SampledDraft, for_one_row
+from refine_wrapper.core.batch import BatchStages, Question
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.types import SampledDraft, for_one_row
+from refine_wrapper.hosts.launch.report import note_refined
 from refine_wrapper_trl.ahead import Ridden, Rows, served
 from refine_wrapper_trl.isolate import stage1_isolated
 from refine_wrapper_trl.rows import Drawn, Group, gather, masks_of, merge_extra_fields

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from refine_wrapper.budget import matched_batch_size, matched_group_size
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import parse_value, resolve
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.objectives import settings_on
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.hosts.budget import matched_batch_size, matched_group_size
+from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import parse_value, resolve
 from refine_wrapper_trl.objectives import apply_objective
 
 PREFIX = "refine_"

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from refine_wrapper.core.types import DraftOutcome
 from refine_wrapper.rewards.scalar import scalar
-from refine_wrapper.types import DraftOutcome
 
 Failures = dict[int, tuple[DraftOutcome, str]]
 """Local draft row -> how scoring it failed, and the detail."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from refine_wrapper.adapter import ObjectiveSettings
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.hosts.adapter import ObjectiveSettings
 
 GRPO, RLOO = "GRPOTrainer", "RLOOTrainer"
 

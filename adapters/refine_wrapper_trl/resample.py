@@ -2,7 +2,7 @@
 
 It stands where Stage 1 does, between the host and its ``_generate``: what the host then pads, masks, compares with the
 reference policy, normalises, logs and trains is one batch of the usual size, in which some rows were sampled later.
-Which groups, how often and on which prompts, the core decides (:mod:`refine_wrapper.resampling`).
+Which groups, how often and on which prompts, the core decides (:mod:`refine_wrapper.core.resampling`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.resampling import Candidate, Resampling, placed
-from refine_wrapper.types import for_one_row
+from refine_wrapper.core.resampling import Candidate, Resampling, placed
+from refine_wrapper.core.types import for_one_row
+from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_trl.isolate import replaced, set_apart
 from refine_wrapper_trl.rows import Drawn, Group, gather, needs_images, put_records, record
 

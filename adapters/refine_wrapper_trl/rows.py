@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from refine_wrapper.batch import BatchStages
-from refine_wrapper.types import GroupOutcome, GroupPlan
+from refine_wrapper.core.batch import BatchStages
+from refine_wrapper.core.types import GroupOutcome, GroupPlan
 
 Group = tuple[Any, dict[str, Any]]
 """Prompt and data set row of a group: column "prompt" is what the data set has, the prompt what the host made of it."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from refine_wrapper.config import RefineConfig
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.resampling import has_gradient
+from refine_wrapper.core.types import GroupOutcome, Refinement, for_one_row
 from refine_wrapper.errors import SeamError
-from refine_wrapper.objectives import resampling_rounds
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.resampling import has_gradient
-from refine_wrapper.types import GroupOutcome, Refinement, for_one_row
+from refine_wrapper.hosts.objectives import resampling_rounds
+from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_trl.ahead import Lookahead, Ridden, Rows, riding_along
 from refine_wrapper_trl.drafting import Drafting, LaidOut, group_size_name
 from refine_wrapper_trl.isolate import replaced

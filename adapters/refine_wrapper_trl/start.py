@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from refine_wrapper.budget import CompletionBudget, check_room
-from refine_wrapper.budget import prompt_room as tokens_for_prompts
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import resolve
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.types import Prompt, PromptRoom
 from refine_wrapper.errors import ConfigError, PromptError, SeamError
-from refine_wrapper.objectives import settings_on
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import Prompt, PromptRoom
+from refine_wrapper.hosts.budget import CompletionBudget, check_room
+from refine_wrapper.hosts.budget import prompt_room as tokens_for_prompts
+from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import resolve
 from refine_wrapper_trl.fields import RefineFields
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.hookspecs import hookimpl
-from refine_wrapper.types import GroupOutcome
+from refine_wrapper.core.types import GroupOutcome
+from refine_wrapper.plugins.hookspecs import hookimpl
+from refine_wrapper.settings.config import RefineConfig
 
 
 class FinishedGroups:

@@ -13,8 +13,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from refine_wrapper.config_sources import LAUNCH_VARIABLE
 from refine_wrapper.errors import RefineError
+from refine_wrapper.settings.sources import LAUNCH_VARIABLE
 from refine_wrapper_verl.settings import MANAGER, prepare
 
 _MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from refine_wrapper.config import RefineConfig
+from refine_wrapper.core.prompts.builder import find_template
 from refine_wrapper.errors import BudgetError, PromptError
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.prompts.builder import find_template
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 
 _PROMPT = "actor_rollout_ref.rollout.prompt_length"
 _CONTROL_TOKENS = 16

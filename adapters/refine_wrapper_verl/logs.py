@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from verl.utils.tracking import Tracking
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.metrics import CausesSeen, summarize
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.types import GroupOutcome
+from refine_wrapper.core.metrics import CausesSeen, summarize
+from refine_wrapper.core.types import GroupOutcome
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 
 _SECONDS = 60
 """Workers answer between two steps of their event loop. Longer than this, one is stuck: metrics are not worth a run."""

@@ -20,8 +20,8 @@ from verl.utils.config import omega_conf_to_dataclass  # noqa: E402
 from verl.utils.ray_utils import auto_await  # noqa: E402
 from verl.utils.tensordict_utils import assign_non_tensor_stack  # noqa: E402
 
-from refine_wrapper.config import RefineConfig  # noqa: E402
 from refine_wrapper.errors import ConfigError  # noqa: E402
+from refine_wrapper.settings.config import RefineConfig  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refine_wrapper.adapter import Adapter, Launch, ObjectiveSettings
-from refine_wrapper.hookspecs import hookimpl
+from refine_wrapper.hosts.adapter import Adapter, Launch, ObjectiveSettings
+from refine_wrapper.plugins.hookspecs import hookimpl
 from refine_wrapper_verl.objectives import OBJECTIVES
 
 _WORKER = "verl.experimental.agent_loop:AgentLoopWorker"

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from refine_wrapper.types import DraftOutcome, GroupPlan, Refinement, SampledDraft
+from refine_wrapper.core.types import DraftOutcome, GroupPlan, Refinement, SampledDraft
 
 
 @dataclass(slots=True)

@@ -14,12 +14,12 @@ from typing import Any, cast
 import click
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from refine_wrapper.budget import CompletionBudget, matched_group_size
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import resolve
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.objectives import settings_on
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.hosts.budget import CompletionBudget, matched_group_size
+from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import resolve
 from refine_wrapper_verl.lengths import check_lengths, make_room
 from refine_wrapper_verl.objectives import OWN_DYNAMIC_SAMPLING, apply_objective
 

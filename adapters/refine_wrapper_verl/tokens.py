@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from refine_wrapper.config import RefineConfig
+from refine_wrapper.core.prompts.builder import PromptBuilder
+from refine_wrapper.core.types import Prompt, PromptRoom
 from refine_wrapper.errors import PromptError
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.prompts.builder import PromptBuilder
-from refine_wrapper.types import Prompt, PromptRoom
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_verl.running import running
 
 

@@ -16,12 +16,12 @@ from typing import Any
 from verl.experimental.agent_loop import AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.rollout import Rollout
+from refine_wrapper.core.types import Action, DraftOutcome, GroupOutcome, SampledDraft
 from refine_wrapper.errors import SeamError
-from refine_wrapper.launch.report import note_refined
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.rollout import Rollout
-from refine_wrapper.types import Action, DraftOutcome, GroupOutcome, SampledDraft
+from refine_wrapper.hosts.launch.report import note_refined
+from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper_verl.finished import FinishedGroups
 from refine_wrapper_verl.running import Group, Running, Sample, running
 from refine_wrapper_verl.settings import read_settings

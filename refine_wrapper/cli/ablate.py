@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from refine_wrapper.ablation.bars import CellBars, mean_seconds, shown_time
-from refine_wrapper.ablation.cell import FAILED, FINISHED, Cell, cells_of
-from refine_wrapper.ablation.plan import Plan, fill, read_plan
-from refine_wrapper.ablation.schedule import Cells, Run, run_cells
 from refine_wrapper.cli.settings import plugin_option
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.files import write_whole
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.study.ablation.bars import CellBars, mean_seconds, shown_time
+from refine_wrapper.study.ablation.cell import FAILED, FINISHED, Cell, cells_of
+from refine_wrapper.study.ablation.plan import Plan, fill, read_plan
+from refine_wrapper.study.ablation.schedule import Cells, Run, run_cells
 
 _INTERRUPTED: Final = 130
 _LINES: Final = 12
@@ -126,10 +126,10 @@ def ablate(
 
 def _where(ray_address: str | None, devices: Sequence[str]) -> Cells:
     if ray_address:
-        from refine_wrapper.ablation.ray_jobs import RayJobs
+        from refine_wrapper.study.ablation.ray_jobs import RayJobs
 
         return RayJobs(ray_address)
-    from refine_wrapper.ablation.local import LocalCells
+    from refine_wrapper.study.ablation.local import LocalCells
 
     return LocalCells(devices)
 
@@ -229,10 +229,10 @@ def _train(console: Console, run: Run, wanted: Sequence[Cell], where: Cells, job
 
 def _conclude(console: Console, run: Run, metric: str | None) -> None:
     """Table, comparison and page of what there is."""
-    from refine_wrapper.ablation.comparison import compare, sentence, summary
-    from refine_wrapper.ablation.screen import comparison_table, markdown
-    from refine_wrapper.ablation.table import build_table, write_table
-    from refine_wrapper.report import write_report
+    from refine_wrapper.study.ablation.comparison import compare, sentence, summary
+    from refine_wrapper.study.ablation.screen import comparison_table, markdown
+    from refine_wrapper.study.ablation.table import build_table, write_table
+    from refine_wrapper.study.report import write_report
 
     with console.status("Reading what the cells wrote"):
         table = build_table([run.of(cell) for cell in run.cells])

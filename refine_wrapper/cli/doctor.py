@@ -17,9 +17,9 @@ from rich.table import Table
 
 from refine_wrapper.cli.inspection import HostReport, inspect_host
 from refine_wrapper.cli.settings import plugin_option, resolve_settings
-from refine_wrapper.config_sources import ENVIRONMENT_PREFIX
 from refine_wrapper.errors import RefineError
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.sources import ENVIRONMENT_PREFIX
 from refine_wrapper.version import __version__
 
 

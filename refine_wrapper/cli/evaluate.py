@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from refine_wrapper.cli.settings import SettingsCommand, given_flags, plugin_option, resolve_settings
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.evaluation import EvaluationSettings, Job
-from refine_wrapper.evaluation import Progress as Done
-from refine_wrapper.evaluation.journal import ANSWERS_FILE, RESULT_FILE, Journal, read_identity
-from refine_wrapper.evaluation.screen import LEGEND, notes, table
+from refine_wrapper.study.evaluation import EvaluationSettings, Job
+from refine_wrapper.study.evaluation import Progress as Done
+from refine_wrapper.study.evaluation.journal import ANSWERS_FILE, RESULT_FILE, Journal, read_identity
+from refine_wrapper.study.evaluation.screen import LEGEND, notes, table
 
 _INTERRUPTED: Final = 130
 _FIELDS: Final = EvaluationSettings.model_fields

@@ -14,8 +14,8 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from refine_wrapper.adapter import Adapter
 from refine_wrapper.errors import SeamError
+from refine_wrapper.hosts.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True)

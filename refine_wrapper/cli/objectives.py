@@ -11,12 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from refine_wrapper.adapter import ObjectiveSettings
 from refine_wrapper.cli.settings import plugin_option, resolve_settings
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.hosts.adapter import ObjectiveSettings
+from refine_wrapper.hosts.objectives import objective_table
 from refine_wrapper.nearest import did_you_mean
-from refine_wrapper.objectives import objective_table
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
 
 
 @click.command

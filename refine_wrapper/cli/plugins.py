@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import click
 
-from refine_wrapper.adapter import Adapter
 from refine_wrapper.cli.settings import plugin_option, resolve_settings
-from refine_wrapper.config import field_names
-from refine_wrapper.config_sources import FLAG_PREFIX
-from refine_wrapper.plugins import REGISTRIES, Plugins
+from refine_wrapper.hosts.adapter import Adapter
+from refine_wrapper.plugins.manager import REGISTRIES, Plugins
+from refine_wrapper.settings.config import field_names
+from refine_wrapper.settings.sources import FLAG_PREFIX
 
 
 @click.command

@@ -32,7 +32,7 @@ def report(
     RUN is the folder of `refine-wrapper ablate` or `demo`, or one that holds the groups.jsonl of
     `--refine.trace_dir`.
     """
-    from refine_wrapper.report import write_report
+    from refine_wrapper.study.report import write_report
 
     page = write_report(run, out, metric=metric, max_groups=max_groups, max_reward=max_reward)
     click.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")

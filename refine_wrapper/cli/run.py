@@ -20,15 +20,15 @@ from refine_wrapper.cli.settings import (
     plugin_option,
     resolve_settings,
 )
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import DEFAULT, LAUNCH_VARIABLE
+from refine_wrapper.core.prompts.builder import find_template
+from refine_wrapper.core.refiner import build_selector
 from refine_wrapper.errors import ConfigError, PluginError
-from refine_wrapper.launch.child import find_command, forwarded_signals
-from refine_wrapper.launch.environment import child_environment, merge_patches
-from refine_wrapper.launch.report import read_marks, read_reports
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.prompts.builder import find_template
-from refine_wrapper.refiner import build_selector
+from refine_wrapper.hosts.launch.child import find_command, forwarded_signals
+from refine_wrapper.hosts.launch.environment import child_environment, merge_patches
+from refine_wrapper.hosts.launch.report import read_marks, read_reports
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import DEFAULT, LAUNCH_VARIABLE
 
 NEVER_REFINED: Final = 3
 """Exit code when the command ended well but nothing was refined."""

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.config_sources import FLAG_PREFIX, origins, resolve, split_flags
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.settings.sources import FLAG_PREFIX, origins, resolve, split_flags
 
 _FLAGS = "refine_wrapper.flags"
 _COMMAND = "refine_wrapper.command"
@@ -39,7 +39,7 @@ class SettingsCommand(click.Command):
 
     With ``interspersed`` its own options may follow its arguments.
 
-    The flags are read by :func:`~refine_wrapper.config_sources.split_flags`, as everywhere, and click sees
+    The flags are read by :func:`~refine_wrapper.settings.sources.split_flags`, as everywhere, and click sees
     the rest.
     """
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.rewards.answers import boxed_spans
 from refine_wrapper.rewards.text import completion_text
-from refine_wrapper.types import Message
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 # What may stand on the lines after the answer: it only closes what was opened before it.

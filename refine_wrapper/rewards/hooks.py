@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from refine_wrapper.hookspecs import hookimpl
+from refine_wrapper.plugins.hookspecs import hookimpl
 from refine_wrapper.rewards import answers
 from refine_wrapper.rewards.format import FormatReward
 from refine_wrapper.rewards.interface import Reward

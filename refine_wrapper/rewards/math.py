@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.rewards.math_gold import right_answers
 from refine_wrapper.rewards.math_notation import final_answer, is_plain_number, normalized
 from refine_wrapper.rewards.math_process import Failure, MathProcess
 from refine_wrapper.rewards.text import completion_text
-from refine_wrapper.types import Message
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 8192

@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.rewards.answers import last_boxed
 from refine_wrapper.rewards.text import completion_text
-from refine_wrapper.types import Message
 
 Scorer = Callable[[str, dict[str, Any]], float]
 _INSTALL = "pip install 'reasoning-gym>=0.1.20'"

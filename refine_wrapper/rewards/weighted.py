@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError, PluginError
 from refine_wrapper.rewards.interface import Reward
 from refine_wrapper.rewards.scalar import scalar
-from refine_wrapper.types import Message
 
 
 class WeightedSum:
@@ -69,7 +69,7 @@ def weighted(*parts: tuple[str | Reward, float], name: str | None = None) -> Wei
         ConfigError: As :class:`WeightedSum`.
     """
     # The plugins register rewards: imported late, or it would be a circle.
-    from refine_wrapper.plugins import Plugins
+    from refine_wrapper.plugins.manager import Plugins
 
     plugins = Plugins() if any(isinstance(reward, str) for reward, _ in parts) else None
     pairs: list[tuple[Reward, float]] = []

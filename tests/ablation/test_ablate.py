@@ -21,8 +21,8 @@ import pytest
 import yaml
 from refine_testing.signals import take_interrupts
 
-from refine_wrapper.ablation.local import is_locked
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
+from refine_wrapper.study.ablation.local import is_locked
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ablation"
 ABLATE = (sys.executable, "-m", "refine_wrapper.cli", "ablate")

@@ -7,8 +7,8 @@ from core_standins import refiner_with, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.batch import BatchStages, Question
-from refine_wrapper.types import Action, Refinement
+from refine_wrapper.core.batch import BatchStages, Question
+from refine_wrapper.core.types import Action, Refinement
 
 
 @given(groups=st.integers(1, 9), drafts=st.integers(1, 6), ranks=st.integers(1, 5), share=st.sampled_from([0.5, 1.0]))

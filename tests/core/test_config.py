@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from refine_wrapper.config import RefineConfig, field_names
-from refine_wrapper.config_sources import read_yaml
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.settings.config import RefineConfig, field_names
+from refine_wrapper.settings.sources import read_yaml
 
 DEFAULTS: dict[str, Any] = {
     "enabled": True,

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.config import RefineConfig, field_names
-from refine_wrapper.config_sources import (
+from refine_wrapper.errors import ConfigError
+from refine_wrapper.settings.config import RefineConfig, field_names
+from refine_wrapper.settings.sources import (
     flags_from_environment,
     parse_value,
     read_environment,
@@ -19,7 +20,6 @@ from refine_wrapper.config_sources import (
     resolve,
     split_flags,
 )
-from refine_wrapper.errors import ConfigError
 
 PATTERN = r"\\boxed\{"
 

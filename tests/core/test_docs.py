@@ -11,10 +11,10 @@ from types import ModuleType
 import pytest
 from core_standins import plugins_with
 
-from refine_wrapper import hookspecs
-from refine_wrapper.config import RefineConfig, field_names
-from refine_wrapper.metrics import METRICS
-from refine_wrapper.refiner import build_selector
+from refine_wrapper.core.metrics import METRICS
+from refine_wrapper.core.refiner import build_selector
+from refine_wrapper.plugins import hookspecs
+from refine_wrapper.settings.config import RefineConfig, field_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 

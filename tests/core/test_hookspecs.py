@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from core_standins import built_in, finished, plugins_with, refiner_with, scored
 
-from refine_wrapper import hookimpl, hookspecs
-from refine_wrapper.adapter import Adapter, ObjectiveSettings
+from refine_wrapper import hookimpl
+from refine_wrapper.core.prompts.turns import TurnTemplate
+from refine_wrapper.core.types import Action, Draft, DraftOutcome, FallbackCause
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.prompts.turns import TurnTemplate
-from refine_wrapper.types import Action, Draft, DraftOutcome, FallbackCause
+from refine_wrapper.hosts.adapter import Adapter, ObjectiveSettings
+from refine_wrapper.plugins import hookspecs
 
 HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]
 FIRST_RESULT = {"normalize_reward", "select_draft", "build_prompt", "extract_answer"}

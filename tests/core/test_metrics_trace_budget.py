@@ -13,11 +13,17 @@ from core_standins import finished, refiner_with, scored
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from refine_wrapper.budget import CompletionBudget, check_room, matched_batch_size, matched_group_size, prompt_room
+from refine_wrapper.core.metrics import METRICS, CopyWatch, summarize
+from refine_wrapper.core.resampling import Resampling
+from refine_wrapper.core.trace import TraceWriter, outcome_of_record, parse_line, read_trace
 from refine_wrapper.errors import BudgetError, ConfigError
-from refine_wrapper.metrics import METRICS, CopyWatch, summarize
-from refine_wrapper.resampling import Resampling
-from refine_wrapper.trace import TraceWriter, outcome_of_record, parse_line, read_trace
+from refine_wrapper.hosts.budget import (
+    CompletionBudget,
+    check_room,
+    matched_batch_size,
+    matched_group_size,
+    prompt_room,
+)
 
 
 def test_metrics_by_hand() -> None:
@@ -86,7 +92,7 @@ def test_the_warning_about_copies_comes_once() -> None:
 def test_processes_append_whole_lines(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = [sys.argv[2]]\n"
-        "from pathlib import Path\nfrom core_standins import *\nfrom refine_wrapper.trace import TraceWriter\n"
+        "from pathlib import Path\nfrom core_standins import *\nfrom refine_wrapper.core.trace import TraceWriter\n"
         "plan = refiner_with().plan(sys.argv[3], 'q' * 3000, scored(1.0, 0.0))\n"
         "writer = TraceWriter(Path(sys.argv[1]), texts=True)\n"
         "for _ in range(50): writer.write(finished(plan, [1.0, 0.0]))\n"

@@ -15,10 +15,10 @@ import pytest
 from core_standins import plugins_with, refiner_with, scored
 
 from refine_wrapper import hookimpl
-from refine_wrapper.adapter import ObjectiveSettings
+from refine_wrapper.core.types import Draft
 from refine_wrapper.errors import PluginError
-from refine_wrapper.plugins import REGISTRIES, Plugins
-from refine_wrapper.types import Draft
+from refine_wrapper.hosts.adapter import ObjectiveSettings
+from refine_wrapper.plugins.manager import REGISTRIES, Plugins
 
 HERE = str(Path(__file__))
 
@@ -56,9 +56,9 @@ def message_of(action: Callable[[], object]) -> str:
 def test_built_ins_come_through_the_public_hooks() -> None:
     plugins = Plugins(entry_points=False)
     assert [n for n in plugins.names() if n.startswith("refine_wrapper.")] == [
-        "refine_wrapper.selection.hooks",
-        "refine_wrapper.prompts.hooks",
-        "refine_wrapper.plans.hooks",
+        "refine_wrapper.core.selection.hooks",
+        "refine_wrapper.core.prompts.hooks",
+        "refine_wrapper.core.plans.hooks",
         "refine_wrapper.rewards.hooks",
     ]
     for kind, hook in REGISTRIES.items():
@@ -68,9 +68,9 @@ def test_built_ins_come_through_the_public_hooks() -> None:
             for name, value in impl.function().items()
         }
         assert registered.keys() == plugins.all(kind).keys(), kind
-    assert plugins.owner("selector", "best") == "refine_wrapper.selection.hooks"
-    assert plugins.owner("template", "turns") == "refine_wrapper.prompts.hooks"
-    assert plugins.owner("plan", "paper") == "refine_wrapper.plans.hooks"
+    assert plugins.owner("selector", "best") == "refine_wrapper.core.selection.hooks"
+    assert plugins.owner("template", "turns") == "refine_wrapper.core.prompts.hooks"
+    assert plugins.owner("plan", "paper") == "refine_wrapper.core.plans.hooks"
     assert plugins.owner("reward", "math") == "refine_wrapper.rewards.hooks"
 
 
@@ -143,7 +143,7 @@ def test_a_name_that_is_taken_names_both_plugins_the_hook_and_the_file() -> None
     message = message_of(lambda: plugins_with(registering("selector", best=Shortest)))
     assert message == (
         f"refine: plugin 'inline_0' ({HERE}), hook 'register_selectors' registers the selector 'best', which plugin "
-        "'refine_wrapper.selection.hooks' registered already. Give it another name."
+        "'refine_wrapper.core.selection.hooks' registered already. Give it another name."
     )
 
 
@@ -242,7 +242,7 @@ def test_the_packages_own_answer_comes_last() -> None:
 
 GOOD = """
 from refine_wrapper import hookimpl
-from refine_wrapper.selection.best import Best
+from refine_wrapper.core.selection.best import Best
 
 @hookimpl
 def register_selectors():
@@ -252,7 +252,7 @@ def register_selectors():
 LIST = """
 import sys
 from refine_wrapper.errors import PluginError
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
 try:
     print(*sorted(set(Plugins().all("selector")) - {"best", "random", "worst_formatted", "best_imperfect", "median"}))
 except PluginError as error:

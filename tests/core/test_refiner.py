@@ -6,8 +6,8 @@ import pytest
 from core_standins import chatml, refiner_with, scored
 
 from refine_wrapper import hookimpl
+from refine_wrapper.core.types import Action, DraftOutcome, FallbackCause, SampledDraft
 from refine_wrapper.errors import ConfigError, NoDraftError
-from refine_wrapper.types import Action, DraftOutcome, FallbackCause, SampledDraft
 
 
 @pytest.mark.parametrize(("policy", "action"), [("plain", Action.PLAIN), ("skip", Action.SKIP)])

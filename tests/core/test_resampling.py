@@ -12,16 +12,16 @@ from core_standins import finished, refiner_with, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.adapter import ObjectiveSettings
-from refine_wrapper.config import RefineConfig
+from refine_wrapper.core.metrics import METRICS, summarize
+from refine_wrapper.core.resampling import Candidate, Resampling, has_gradient, placed
+from refine_wrapper.core.trace import TraceWriter, read_trace
+from refine_wrapper.core.types import Action, GroupOutcome, GroupPlan
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.hookspecs import hookimpl
-from refine_wrapper.metrics import METRICS, summarize
-from refine_wrapper.objectives import resampling_rounds
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.resampling import Candidate, Resampling, has_gradient, placed
-from refine_wrapper.trace import TraceWriter, read_trace
-from refine_wrapper.types import Action, GroupOutcome, GroupPlan
+from refine_wrapper.hosts.adapter import ObjectiveSettings
+from refine_wrapper.hosts.objectives import resampling_rounds
+from refine_wrapper.plugins.hookspecs import hookimpl
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 
 batches = st.fixed_dictionaries(
     {
@@ -211,7 +211,7 @@ def test_what_the_settings_say_comes_before_what_the_objective_needs(
         made._registries["objective"] = made._collect("objective", "register_objectives")  # pyright: ignore[reportPrivateUsage]
         return made
 
-    monkeypatch.setattr("refine_wrapper.objectives.Plugins", plugins)
+    monkeypatch.setattr("refine_wrapper.hosts.objectives.Plugins", plugins)
     assert resampling_rounds(host, RefineConfig(**settings)) == rounds
 
 

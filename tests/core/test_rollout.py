@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 from core_standins import refiner_with
 
-from refine_wrapper.batch import BatchStages, Question
+from refine_wrapper.core.batch import BatchStages, Question
+from refine_wrapper.core.rollout import Rollout
+from refine_wrapper.core.trace import trace_record
+from refine_wrapper.core.types import (
+    Action,
+    DraftOutcome,
+    FallbackCause,
+    GroupOutcome,
+    GroupPlan,
+    Refinement,
+    SampledDraft,
+)
 from refine_wrapper.errors import NoDraftError
-from refine_wrapper.rollout import Rollout
-from refine_wrapper.trace import trace_record
-from refine_wrapper.types import Action, DraftOutcome, FallbackCause, GroupOutcome, GroupPlan, Refinement, SampledDraft
 
 G = 4
 

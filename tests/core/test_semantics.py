@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from core_standins import chatml, finished, refiner_with, rendered, scored
 
-from refine_wrapper.batch import BatchStages, Question
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.rollout import Rollout
-from refine_wrapper.types import Action, FallbackCause, Refinement, RowPlan, SampledDraft
+from refine_wrapper.core.batch import BatchStages, Question
+from refine_wrapper.core.rollout import Rollout
+from refine_wrapper.core.types import Action, FallbackCause, Refinement, RowPlan, SampledDraft
+from refine_wrapper.settings.config import RefineConfig
 
 QUESTION = "What is 6 x 7?"
 

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from core_standins import chatml
 
-from refine_wrapper import errors, types
-from refine_wrapper.adapter import Adapter, ObjectiveSettings
-from refine_wrapper.batch import DraftRows, Question
-from refine_wrapper.budget import CompletionBudget
-from refine_wrapper.selection.interface import SelectionContext
-from refine_wrapper.types import (
+from refine_wrapper import errors
+from refine_wrapper.core import types
+from refine_wrapper.core.batch import DraftRows, Question
+from refine_wrapper.core.selection.interface import SelectionContext
+from refine_wrapper.core.types import (
     Action,
     Draft,
     DraftOutcome,
@@ -28,6 +27,8 @@ from refine_wrapper.types import (
     SampledDraft,
     Selection,
 )
+from refine_wrapper.hosts.adapter import Adapter, ObjectiveSettings
+from refine_wrapper.hosts.budget import CompletionBudget
 
 
 def count_tokens(prompt: Any) -> int:

@@ -13,8 +13,8 @@ from refine_testing.evaluations import evaluate, records_of, result_of
 from refine_testing.trl_host import as_q_prime
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.evaluation import EvaluationSettings, read_problems
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.study.evaluation import EvaluationSettings, read_problems
 
 SHORT = ("--samples", "2", "--max-new-tokens", "12")
 TASK = "reasoning-gym:simple_equations"
@@ -164,9 +164,9 @@ def test_the_template_is_the_one_of_training(workplace: Path, monkeypatch: pytes
     from refine_testing.tiny import tiny_llama, tiny_tokenizer
     from refine_testing.trl_host import record_generation
 
-    from refine_wrapper.config_sources import resolve
-    from refine_wrapper.evaluation import evaluate as evaluate_here
-    from refine_wrapper.evaluation.engines.transformers_engine import TransformersEngine
+    from refine_wrapper.settings.sources import resolve
+    from refine_wrapper.study.evaluation import evaluate as evaluate_here
+    from refine_wrapper.study.evaluation.engines.transformers_engine import TransformersEngine
 
     (workplace / "one.jsonl").write_text('{"prompt": "What is 2 + 2?"}\n')
     settings = EvaluationSettings(data=str(workplace / "one.jsonl"), samples=1, max_new_tokens=60, reward="format")

@@ -15,11 +15,11 @@ from refine_testing.tiny import SPECIAL, save_tiny, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.evaluation import EvaluationSettings, Problem, problem_set
-from refine_wrapper.evaluation import evaluate as evaluate_here
-from refine_wrapper.evaluation.engines.choose import EngineError, engine_name
-from refine_wrapper.evaluation.engines.interface import Sampling
-from refine_wrapper.evaluation.engines.transformers_engine import TransformersEngine
+from refine_wrapper.study.evaluation import EvaluationSettings, Problem, problem_set
+from refine_wrapper.study.evaluation import evaluate as evaluate_here
+from refine_wrapper.study.evaluation.engines.choose import EngineError, engine_name
+from refine_wrapper.study.evaluation.engines.interface import Sampling
+from refine_wrapper.study.evaluation.engines.transformers_engine import TransformersEngine
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=16)
 QUESTIONS = problem_set("questions", [Problem(str(n), f"Question {n}?") for n in range(6)])
@@ -123,7 +123,7 @@ def test_an_answer_ends_at_any_of_the_models_end_tokens(several: bool, tmp_path:
 def test_text_that_begins_with_the_begin_token_gets_no_second_one() -> None:
     from tokenizers.processors import TemplateProcessing
 
-    from refine_wrapper.evaluation.engines.interface import PromptCodec
+    from refine_wrapper.study.evaluation.engines.interface import PromptCodec
 
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = "<|im_start|>"

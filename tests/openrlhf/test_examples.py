@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from refine_testing.openrlhf_runs import CPU_HOST, Workshop
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 from refine_wrapper_openrlhf import make_reward_func
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "openrlhf"

@@ -13,8 +13,8 @@ import pytest
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 from refine_testing.openrlhf_engine import NOTE, TOKENIZER, Engine, Params, chat, marked, sample_group
 
+from refine_wrapper.core.types import Action, FallbackCause
 from refine_wrapper.errors import SeamError
-from refine_wrapper.types import Action, FallbackCause
 from refine_wrapper_openrlhf.launched_agent import OUTCOME, AgentExecutor
 
 pytestmark = pytest.mark.oldest

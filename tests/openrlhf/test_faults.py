@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from refine_testing.openrlhf_engine import NOTE, Engine, Params, chat, marked, sample_group
 
+from refine_wrapper.core.types import Action, DraftOutcome, FallbackCause, GroupOutcome
 from refine_wrapper.errors import NoDraftError, NoRewardError
-from refine_wrapper.types import Action, DraftOutcome, FallbackCause, GroupOutcome
 from refine_wrapper_openrlhf.agent import LOGGED, make_agent_executor
 from refine_wrapper_openrlhf.launched_agent import OUTCOME, AgentExecutor
 

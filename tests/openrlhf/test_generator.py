@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from refine_wrapper.core.types import Action, GroupOutcome, GroupPlan, Refinement
 from refine_wrapper.errors import NoRewardError
-from refine_wrapper.types import Action, GroupOutcome, GroupPlan, Refinement
 
 # OpenRLHF 0.9 has no such module, and no launcher of ours: an agent file works there without it.
 pytest.importorskip("openrlhf.trainer.ppo_utils.samples_generator", exc_type=ModuleNotFoundError)

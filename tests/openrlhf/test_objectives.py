@@ -21,7 +21,7 @@ import torch
 from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, NUM_PROMPTS, Cluster, Run, Workshop, by_name
 from safetensors.torch import load_file
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 from refine_wrapper_openrlhf.objectives import OBJECTIVES
 
 # Of two or three starts on a machine that others use, not of what is tested.

@@ -153,7 +153,7 @@ def test_one_refinement_is_enough_without_groups(reach: Reach) -> None:
 def test_help_shows_both_sets_of_flags(
     reach: Reach, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from refine_wrapper.config import field_names
+    from refine_wrapper.settings.config import field_names
 
     monkeypatch.setattr(sys, "argv", ["train_ppo_ray", "--help"])
     with pytest.raises(SystemExit) as ended:

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from refine_testing.report_runs import HOSTILE, make_run, make_trace
 
-from refine_wrapper.report import write_report
+from refine_wrapper.study.report import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from refine_testing.report_runs import make_run, make_trace
 
 from refine_wrapper.cli import cli
-from refine_wrapper.metrics import summarize
-from refine_wrapper.report import write_report
-from refine_wrapper.report.curves import Curves
-from refine_wrapper.report.groups import clip, sample_groups
-from refine_wrapper.report.page import ReportLibraryError, embedded_json
-from refine_wrapper.report.run_folder import COLUMNS, ReportError, read_run, setting_name
-from refine_wrapper.report.tables import comparisons, settings_drawn, settings_tables
+from refine_wrapper.core.metrics import summarize
+from refine_wrapper.core.trace import outcome_of_record, read_trace
 from refine_wrapper.rewards.answers import extract_answer
-from refine_wrapper.trace import outcome_of_record, read_trace
+from refine_wrapper.study.report import write_report
+from refine_wrapper.study.report.curves import Curves
+from refine_wrapper.study.report.groups import clip, sample_groups
+from refine_wrapper.study.report.page import ReportLibraryError, embedded_json
+from refine_wrapper.study.report.run_folder import COLUMNS, ReportError, read_run, setting_name
+from refine_wrapper.study.report.tables import comparisons, settings_drawn, settings_tables
 
 PLAIN: dict[str, Any] = {
     "host": "trl", "objective": "grpo", "task": "t", "refined": False, "num_drafts": 0, "group_size": 8,

@@ -11,7 +11,7 @@ from refine_testing.rewards import RecordingReward
 from refine_testing.trl_host import logged, questions, trainer_for, weights_of
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper_trl import RefineGRPOConfig
 from refine_wrapper_trl.objectives import OBJECTIVES
 

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 
-from refine_wrapper.config import field_names
 from refine_wrapper.errors import BudgetError, ConfigError
+from refine_wrapper.settings.config import field_names
 from refine_wrapper_verl import settings as verl_settings
 from refine_wrapper_verl.objectives import OBJECTIVES
 from refine_wrapper_verl.settings import is_prepared, prepare, read_settings

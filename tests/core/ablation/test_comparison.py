@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from refine_wrapper.ablation.comparison import ResultsError, compare, interval, sentence, summary
+from refine_wrapper.study.ablation.comparison import ResultsError, compare, interval, sentence, summary
 
 VALUES = st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=3, max_size=6)
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from refine_wrapper.ablation.cell import Cell, cells_of
-from refine_wrapper.ablation.plan import Plan, fill, read_plan
 from refine_wrapper.errors import BudgetError, ConfigError, RefineError
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.study.ablation.cell import Cell, cells_of
+from refine_wrapper.study.ablation.plan import Plan, fill, read_plan
 
 TRL = {"hosts": {"trl": {"command": "python train.py", "python": "/opt/trl/bin/python"}}}
 
@@ -71,7 +71,7 @@ def test_a_command_gets_what_it_does_not_place_itself(tmp_path: Path) -> None:
 
 
 def test_a_cell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    from refine_wrapper.ablation.cell import CellFolder
+    from refine_wrapper.study.ablation.cell import CellFolder
 
     for cell in cells(tmp_path, evaluate={"data": "{run}/{task}.jsonl"}, start="{run}/model", tasks={"é": {}}):
         (tmp_path / "cell.json").write_text(cell.to_json(), encoding="utf-8")

@@ -24,7 +24,7 @@ class Trainer:
 
 PLUGIN = """
 from refine_wrapper import hookimpl
-from refine_wrapper.adapter import Adapter
+from refine_wrapper.hosts.adapter import Adapter
 
 @hookimpl
 def register_adapters():
@@ -40,8 +40,8 @@ def register_adapters():
 """
 
 PATCH = """
-from refine_wrapper.config_sources import resolve
-from refine_wrapper.launch.report import note_refined
+from refine_wrapper.settings.sources import resolve
+from refine_wrapper.hosts.launch.report import note_refined
 
 def patch(module):
     original = module.Trainer.train

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from refine_wrapper.cli import cli
-from refine_wrapper.config import RefineConfig, field_names
-from refine_wrapper.config_sources import read_yaml
+from refine_wrapper.settings.config import RefineConfig, field_names
+from refine_wrapper.settings.sources import read_yaml
 from refine_wrapper.version import __version__
 
 COMMANDS = ["run", "ablate", "eval", "report", "doctor", "objectives", "plugins", "config", "demo"]
@@ -107,7 +107,7 @@ def test_plugins_lists_what_is_registered_and_by_whom(project: Any, invoke: Any)
         "lib/other_plugin.py",
         '''
 from refine_wrapper import hookimpl
-from refine_wrapper.adapter import ObjectiveSettings
+from refine_wrapper.hosts.adapter import ObjectiveSettings
 
 class Shortest:
     """The shortest draft.
@@ -140,7 +140,7 @@ def register_objectives():
     assert "brief Rewards brevity. [other_plugin]" in text
     assert "fakehost fakehost>=1.0,<2.0 [fake_plugin]" in text
     assert "mine for fakehost [other_plugin]" in text
-    assert "[refine_wrapper.selection.hooks]" in text
+    assert "[refine_wrapper.core.selection.hooks]" in text
 
 
 def _install_demo(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from refine_wrapper import hookimpl
-from refine_wrapper.adapter import ObjectiveSettings
 from refine_wrapper.errors import ConfigError, PluginError
-from refine_wrapper.objectives import objective_table, settings_on
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.hosts.adapter import ObjectiveSettings
+from refine_wrapper.hosts.objectives import objective_table, settings_on
+from refine_wrapper.plugins.manager import Plugins
 
 
 class Objectives:
@@ -72,7 +72,7 @@ def test_a_plugin_adds_a_host_to_an_objective_and_an_objective_of_its_own() -> N
 
 PLUGIN = """
 from refine_wrapper import hookimpl
-from refine_wrapper.adapter import ObjectiveSettings
+from refine_wrapper.hosts.adapter import ObjectiveSettings
 
 @hookimpl
 def register_objectives():
@@ -101,7 +101,7 @@ def test_with_refinement_off_a_named_objective_still_reaches_the_host(project: A
     project.write("lib/other_plugin.py", PLUGIN)
     project.write(
         "lib/fake_patch.py",
-        "from refine_wrapper.config_sources import resolve\n\ndef patch(module):\n"
+        "from refine_wrapper.settings.sources import resolve\n\ndef patch(module):\n"
         "    config = resolve()\n    print(config.active, config.objective)\n",
     )
     flags = ("--plugin", "other_plugin", "--refine.objective", "half_dapo", "--refine.num_drafts", "0")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from refine_wrapper.launch.environment import merge_patches
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.hosts.launch.environment import merge_patches
+from refine_wrapper.plugins.manager import Plugins
 
 BANNER = "refine: on. num_drafts 4 (default), selector best (default), template append (default)"
 BANNER_PLUGIN = f"{BANNER}; also plugin_modules ['fake_plugin'] (--plugin)\n"
@@ -73,7 +73,7 @@ def test_a_relative_file_is_found_by_a_command_that_changes_its_folder(project: 
 
 def test_a_relative_template_is_handed_on_absolute(project: Any) -> None:
     project.write("work/again.txt", "{question} {draft}")
-    show = "import os; os.chdir('/'); from refine_wrapper.config_sources import resolve; print(resolve().template)"
+    show = "import os; os.chdir('/'); from refine_wrapper.settings.sources import resolve; print(resolve().template)"
     result = project.run(PYTHON, "-c", show, flags=("--refine.template", "again.txt"))
     assert result.stdout == f"{project.work / 'again.txt'}\n"
 
@@ -189,7 +189,7 @@ def test_off_is_the_plain_command(project: Any, flag: str, why: str) -> None:
 
 
 def test_off_reaches_a_script_that_names_the_adapter_itself(project: Any) -> None:
-    show = "from refine_wrapper.config_sources import resolve; print(resolve().active)"
+    show = "from refine_wrapper.settings.sources import resolve; print(resolve().active)"
     assert project.run(PYTHON, "-c", show, flags=("--refine.num_drafts=0",)).stdout == "False\n"
 
 
@@ -203,7 +203,7 @@ def test_the_environment_of_the_command(project: Any) -> None:
     path, flags, reports, mine = json.loads(result.stdout.splitlines()[-1])
     inject, _, inherited = path.partition(":")
     assert inherited == project.environment()["PYTHONPATH"]
-    assert Path(inject).parts[-3:] == ("refine_wrapper", "launch", "inject")
+    assert Path(inject).parts[-4:] == ("refine_wrapper", "hosts", "launch", "inject")
     assert json.loads(flags) == {"plugin_modules": ["fake_plugin"]}
     assert reports[0].startswith("fakehost-")
     assert mine == "kept"

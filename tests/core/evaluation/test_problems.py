@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.evaluation import EvaluationSettings, Problem, problem_set, read_problems
+from refine_wrapper.study.evaluation import EvaluationSettings, Problem, problem_set, read_problems
 
 ROWS = [{"prompt": f"{n} + {n}?", "answer": str(2 * n), "level": "easy"} for n in range(3)]
 

@@ -12,7 +12,7 @@ from evaluation_standins import END, StandInEngine, answers_of, exact, measured,
 
 from refine_wrapper import hookimpl
 from refine_wrapper.errors import BudgetError, ConfigError, NoDraftError
-from refine_wrapper.evaluation import Problem, problem_set
+from refine_wrapper.study.evaluation import Problem, problem_set
 
 ATTEMPT = "Here is an attempt at this problem. It may be wrong."
 

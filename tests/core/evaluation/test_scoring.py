@@ -11,8 +11,8 @@ from core_standins import built_in
 from evaluation_standins import StandInEngine, answers_of, exact, measured, questions
 
 from refine_wrapper.errors import ConfigError, NoRewardError
-from refine_wrapper.evaluation.scoring import RewardError, find_reward
 from refine_wrapper.rewards.reasoning_gym import ReasoningGymReward, answer_of
+from refine_wrapper.study.evaluation.scoring import RewardError, find_reward
 
 
 def test_rewards_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.evaluation import EvaluationSettings
+from refine_wrapper.study.evaluation import EvaluationSettings
 
 
 @pytest.mark.parametrize(

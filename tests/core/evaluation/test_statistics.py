@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.evaluation.statistics import (
+from refine_wrapper.study.evaluation.statistics import (
     mean_over_problems,
     pass_at,
     powers_of_two,

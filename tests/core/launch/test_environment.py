@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from refine_wrapper.adapter import Adapter
 from refine_wrapper.errors import PluginError
-from refine_wrapper.launch.environment import INJECT, child_environment, merge_patches
+from refine_wrapper.hosts.adapter import Adapter
+from refine_wrapper.hosts.launch.environment import INJECT, child_environment, merge_patches
 
 
 def test_the_folder_holds_the_sitecustomize_and_nothing_else() -> None:

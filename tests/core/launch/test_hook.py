@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from refine_wrapper.errors import SeamError
-from refine_wrapper.launch import hook
+from refine_wrapper.hosts.launch import hook
 
 Install = Callable[..., list[ModuleType]]
 

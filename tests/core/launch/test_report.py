@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from refine_wrapper.config_sources import LAUNCH_VARIABLE
-from refine_wrapper.launch import report
+from refine_wrapper.hosts.launch import report
+from refine_wrapper.settings.sources import LAUNCH_VARIABLE
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from refine_wrapper.launch.environment import INJECT
+from refine_wrapper.hosts.launch.environment import INJECT
 
 SCRIPT = f"import runpy; runpy.run_path({str(INJECT / 'sitecustomize.py')!r}); print('went on')"
 

@@ -10,12 +10,12 @@ from core_standins import TOKENIZERS, built_in, chatml, llama2, plain, rendered,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.config import RefineConfig
+from refine_wrapper.core.prompts.builder import PromptBuilder, find_template
+from refine_wrapper.core.prompts.chat_frame import ChatFrame
+from refine_wrapper.core.prompts.shorten import GAP, shorten
+from refine_wrapper.core.prompts.thinking import strip_thinking
 from refine_wrapper.errors import PluginError, PromptError, TemplateError
-from refine_wrapper.prompts.builder import PromptBuilder, find_template
-from refine_wrapper.prompts.chat_frame import ChatFrame
-from refine_wrapper.prompts.shorten import GAP, shorten
-from refine_wrapper.prompts.thinking import strip_thinking
+from refine_wrapper.settings.config import RefineConfig
 
 QUESTION = "What is 6 x 7?"
 HOSTILE = (

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refine_wrapper.errors import ConfigError, RefineError
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.rewards.math import MathReward
 from refine_wrapper.rewards.math_gold import right_answers
 from refine_wrapper.rewards.math_notation import LONGEST_ANSWER, as_latex, final_answer, normalized, readings
@@ -179,7 +179,7 @@ def test_is_registered_and_nothing_is_imported_for_it() -> None:
     assert {name: reward.__name__ for name, reward in rewards.items()} == dict(zip(names, names, strict=True))
     assert rewards["math"] is Plugins(entry_points=False).get("reward", "math")
     code = (
-        "import sys; from refine_wrapper.plugins import Plugins; Plugins(entry_points=False).all('reward');"
+        "import sys; from refine_wrapper.plugins.manager import Plugins; Plugins(entry_points=False).all('reward');"
         "import refine_wrapper.rewards.weighted, refine_wrapper.rewards.math_worker;"
         "print(sorted({'torch', 'sympy', 'math_verify', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
     )

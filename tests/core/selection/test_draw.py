@@ -7,7 +7,7 @@ from statistics import fmean
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.selection.draw import draw
+from refine_wrapper.core.selection.draw import draw
 
 LOCKED = [0.18413771760861053, 0.08227203550902829, 0.49929165368828166]
 

@@ -11,10 +11,10 @@ from core_standins import built_in, plugins_with, refiner_with, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refine_wrapper.core.selection.interface import SelectionContext
+from refine_wrapper.core.types import Draft
 from refine_wrapper.errors import ConfigError, PluginError
-from refine_wrapper.hookspecs import hookimpl
-from refine_wrapper.selection.interface import SelectionContext
-from refine_wrapper.types import Draft
+from refine_wrapper.plugins.hookspecs import hookimpl
 
 NAMES = ("best", "random", "worst_formatted", "best_imperfect", "median")
 CONTEXT = SelectionContext("group", seed=0, max_reward=1.0)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.plugins import Plugins
-from refine_wrapper.refiner import Refiner
-from refine_wrapper.types import GroupOutcome, GroupPlan, Prompt, PromptRoom, Refinement, SampledDraft
+from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.types import GroupOutcome, GroupPlan, Prompt, PromptRoom, Refinement, SampledDraft
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 

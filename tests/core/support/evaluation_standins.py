@@ -11,9 +11,9 @@ from typing import Any
 
 from core_standins import StandInTokenizer, built_in, chatml
 
-from refine_wrapper.config import RefineConfig
-from refine_wrapper.evaluation import Evaluation, EvaluationSettings, Problem, ProblemSet, evaluate, problem_set
-from refine_wrapper.evaluation.engines.interface import Sampling
+from refine_wrapper.settings.config import RefineConfig
+from refine_wrapper.study.evaluation import Evaluation, EvaluationSettings, Problem, ProblemSet, evaluate, problem_set
+from refine_wrapper.study.evaluation.engines.interface import Sampling
 
 Script = Callable[[str, random.Random], str]
 END = "<|im_end|>"

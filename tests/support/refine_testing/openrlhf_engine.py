@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from refine_testing.tiny import tiny_tokenizer
-from refine_wrapper.config import RefineConfig
+from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_openrlhf.request import Request, RunSettings
 
 TOKENIZER = tiny_tokenizer()

@@ -23,7 +23,7 @@ from typing import Any
 
 from refine_testing.signals import take_interrupts
 from refine_testing.tiny import save_tiny, tiny_tokenizer
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 
 CPU_HOST = Path(__file__).parents[1] / "openrlhf_cpu"
 LAUNCHER = ("-m", "refine_wrapper_openrlhf.train_ppo_ray")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from refine_wrapper.trace import TraceWriter
-from refine_wrapper.types import Action, Draft, FallbackCause, GroupOutcome, GroupPlan, Refinement, Selection
+from refine_wrapper.core.trace import TraceWriter
+from refine_wrapper.core.types import Action, Draft, FallbackCause, GroupOutcome, GroupPlan, Refinement, Selection
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",

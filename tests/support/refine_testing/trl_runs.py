@@ -18,7 +18,7 @@ from datasets import Dataset
 from refine_testing.devices import ON_GPU
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny import tiny_llama, tiny_tokenizer
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer, RefineRLOOConfig, RefineRLOOTrainer
 
 IMPROVE = (

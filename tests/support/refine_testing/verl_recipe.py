@@ -20,8 +20,8 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.workers.utils.losses import ppo_loss
 
-from refine_wrapper.objectives import settings_on
-from refine_wrapper.plugins import Plugins
+from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper_verl.objectives import OBJECTIVES, apply_objective
 
 MODE = "objective_by_objective"

@@ -12,8 +12,8 @@ from refine_testing.rewards import RecordingReward, text_of
 from refine_testing.tiny import tiny_llama
 from refine_testing.trl_host import TRAINERS, as_q_prime, chats, logged, q_prime_ids, questions, trainer_for
 
+from refine_wrapper.core.trace import read_trace
 from refine_wrapper.errors import BudgetError, ConfigError
-from refine_wrapper.trace import read_trace
 from refine_wrapper_trl import refine
 
 oldest = pytest.mark.oldest

@@ -15,9 +15,9 @@ import torch
 from refine_testing.rewards import RecordingReward, checksum
 from refine_testing.trl_host import ATTEMPT, logged, questions, trainer_for, weights_of
 
+from refine_wrapper.core.metrics import METRICS
+from refine_wrapper.core.trace import read_trace
 from refine_wrapper.errors import NoDraftError
-from refine_wrapper.metrics import METRICS
-from refine_wrapper.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 

@@ -11,7 +11,7 @@ import pytest
 from refine_testing.rewards import RecordingReward
 from refine_testing.trl_host import ATTEMPT, Recorded, logged, questions, recorded, spelled, trainer_for
 
-from refine_wrapper.metrics import METRICS
+from refine_wrapper.core.metrics import METRICS
 
 pytestmark = pytest.mark.oldest
 

@@ -23,7 +23,7 @@ from refine_testing.resampled import merged
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.trl_host import ATTEMPT, as_q_prime, logged, questions, trainer_for
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 

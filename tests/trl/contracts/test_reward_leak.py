@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward, think_format_reward
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 
 oldest = pytest.mark.oldest
 

@@ -9,7 +9,7 @@ import pytest
 from refine_testing.rewards import RecordingReward
 from refine_testing.trl_host import ATTEMPT, questions, recorded, trainer_for
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 

@@ -19,7 +19,7 @@ from refine_testing.trl_host import (
     unpadded,
 )
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 

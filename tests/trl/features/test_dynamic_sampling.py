@@ -17,7 +17,7 @@ from refine_testing.rewards import checksum, text_of
 from refine_testing.tiny import tiny_tokenizer
 from refine_testing.trl_host import TRAINERS, chats, logged, q_prime_ids, questions, trainer_for, unpadded, weights_of
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 from refine_wrapper_trl import RefineGRPOTrainer
 
 pytestmark = pytest.mark.timeout(120)

@@ -13,7 +13,7 @@ from refine_testing.trl_host import logged, questions, trainer_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import TrackioCallback, WandbCallback
 
-from refine_wrapper.metrics import METRICS, is_cause
+from refine_wrapper.core.metrics import METRICS, is_cause
 
 pytestmark = pytest.mark.timeout(120)
 

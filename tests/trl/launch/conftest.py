@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from refine_testing.tiny import save_tiny
 
-from refine_wrapper.trace import read_trace
+from refine_wrapper.core.trace import read_trace
 
 SCRIPTS = Path(__file__).parent / "scripts"
 NUM_ROWS = 24

@@ -91,7 +91,7 @@ def test_metrics_join_whatever_the_trainer_logs(model: str, monkeypatch: pytest.
     import ray
     from verl.utils.tracking import Tracking
 
-    from refine_wrapper.types import Action, Draft, GroupOutcome, GroupPlan, Refinement, Selection
+    from refine_wrapper.core.types import Action, Draft, GroupOutcome, GroupPlan, Refinement, Selection
 
     logged: list[Any] = []
     monkeypatch.setattr(Tracking, "log", lambda self, data, step, backend=None: logged.append((data, step)))

@@ -1,0 +1,1 @@
+"""What happens to a group. Knows no host and imports no heavy package."""

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refine_wrapper.core.selection.interface import SelectionContext, reward_of
+from refine_wrapper.core.types import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The draft with the highest reward (the paper's rule). Ties: the lowest draft index."""
+
+    def select(self, drafts: Sequence[Draft], context: SelectionContext) -> Draft:
+        return max(drafts, key=reward_of)  # max returns the first of equals

@@ -1,9 +1,0 @@
-"""``refine-wrapper report``: one HTML page of a run that needs no server, no network and no second file.
-
-``run_folder`` finds out what there is; a folder without a results table (``trace_table``, ``demo_folder``) gives one of
-the same form. ``curves`` and ``tables`` say what it shows, ``groups`` samples groups, ``page`` writes it all.
-"""
-
-from refine_wrapper.report.page import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,1 @@
+"""Settings: what may be set, where values come from, which source wins."""

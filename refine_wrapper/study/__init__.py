@@ -1,0 +1,1 @@
+"""Everything that looks at runs from outside: evaluation, ablation, report."""
