@@ -1,8 +1,8 @@
-"""The same bookkeeping for hosts that work on whole synchronous batches, whose groups may straddle processes.
+"""The same rounds for hosts that work on whole synchronous batches, whose groups may straddle processes.
 
 Rows are ordered rank-major and each group's rows are adjacent, as TRL's samplers lay them out: the group of global
-row r is r // G. Stage 1 is laid out the same way with N rows a group. Every rank calls the same functions with the same
-gathered arguments and so comes to the same plans; nothing is decided on one rank alone.
+row r is r // S. A wave is one call of the host's generation: the next round of every group that is not over. Every
+rank calls the same functions with the same gathered arguments and so plans the same; nothing is decided on one rank.
 """
 
 from __future__ import annotations
@@ -10,133 +10,149 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from math import gcd
 
-from refine_wrapper.core.refiner import Refiner
-from refine_wrapper.core.types import GroupOutcome, GroupPlan, Prompt, Refinement, RowPlan, SampledDraft
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One group of a batch before Stage 1."""
-
-    group_id: str
-    prompt: Prompt
+from refine_wrapper.core.modes.interface import GroupSoFar
+from refine_wrapper.core.planner import Planner
+from refine_wrapper.core.types import Group, PlannedRound, Progress, Prompt, Question, Sample, Use
 
 
 @dataclass(frozen=True, slots=True)
-class DraftRows:
-    """Layout of Stage 1 over ranks.
+class WaveRow:
+    """One row of a wave.
 
     Attributes:
-        groups: For every global draft row, the position of its group in the batch. N adjacent rows per group. Where
-            the rows do not divide evenly over the ranks, whole groups are repeated at the end; see ``num_real``.
-        num_real: Rows that belong to a group; the rest is padding, sampled because hosts need equal shares, then
-            dropped.
+        position: Of its group in the batch.
+        planned: The round it belongs to.
+        slot: The slot it fills, or None: context.
+        padding: Sampled because hosts need equal shares, then dropped.
     """
 
-    groups: tuple[int, ...]
-    num_real: int
+    position: int
+    planned: PlannedRound
+    slot: int | None
+    padding: bool = False
 
-    def share(self, rank: int, num_ranks: int) -> tuple[int, ...]:
-        """Groups of the draft rows that one rank samples, in order."""
-        per_rank = len(self.groups) // num_ranks
-        return self.groups[rank * per_rank : (rank + 1) * per_rank]
+    @property
+    def prompt(self) -> Prompt:
+        """Its prompt; turns are not shared with other rows."""
+        return self.planned.row_prompt()
 
 
-class BatchStages:
-    """Both stages of one synchronous batch.
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """One call of the host's generation.
+
+    Attributes:
+        rows: All ranks' rows, the same number for each; those of a group are adjacent.
+        repeat: Rows with one prompt come in runs of a multiple of this: for hosts that sample a prompt several times.
+    """
+
+    rows: tuple[WaveRow, ...]
+    repeat: int
+
+    def share(self, rank: int, num_ranks: int) -> tuple[WaveRow, ...]:
+        """The rows that one rank samples, in order."""
+        per_rank = len(self.rows) // num_ranks
+        return self.rows[rank * per_rank : (rank + 1) * per_rank]
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing is asked after it."""
+        return all(row.planned.ask.final for row in self.rows)
+
+
+class BatchRounds:
+    """All rounds of one synchronous batch: :meth:`next_wave` and :meth:`add` take turns until there is no wave.
 
     Args:
-        refiner: Decides.
+        planner: Decides.
         questions_P: The groups of the global batch, in row order.
+        num_slots: S.
+        progress: Of the run.
         num_ranks: Processes that share the batch.
     """
 
-    def __init__(self, refiner: Refiner, questions_P: Sequence[Question], num_ranks: int = 1) -> None:
-        self._refiner = refiner
-        self._questions_P = tuple(questions_P)
-        self._early_P = tuple(refiner.plan_before_drafts(q.group_id, q.prompt) for q in self._questions_P)
-        self._plans_P: tuple[GroupPlan, ...] | None = None
+    def __init__(
+        self,
+        planner: Planner,
+        questions_P: Sequence[Question],
+        num_slots: int,
+        progress: Progress,
+        num_ranks: int = 1,
+    ) -> None:
+        self._planner = planner
+        self._num_ranks = num_ranks
+        self._groups = [planner.open(question, num_slots, progress) for question in questions_P]
+        self._planned: list[PlannedRound | None] = [None] * len(self._groups)
+        self._wave: Wave | None = None
         self._started = time.perf_counter()
-        self._stage2_started = self._started
-        self.draft_rows = self._lay_out(num_ranks)
 
-    @property
-    def plans_P(self) -> tuple[GroupPlan, ...]:
-        """The plan of every group, once :meth:`plan` was called."""
-        assert self._plans_P is not None, "plan() comes before plans_P"
-        return self._plans_P
+    def next_wave(self) -> Wave | None:
+        """The rows to sample next; None: all groups have ended.
 
-    def plan(
-        self, sampled_rows: Sequence[SampledDraft], *, stage1_seconds: float | None = None
-    ) -> tuple[GroupPlan, ...]:
-        """Plan every group from the gathered drafts of all ranks, in the order of ``draft_rows``.
-
-        Args:
-            sampled_rows: The drafts.
-            stage1_seconds: Wall time of Stage 1; None: the time since this object was made.
+        Rounds that fill the last slots wait until all groups have come that far, so that a batch ends with one call.
 
         Raises:
-            NoDraftError: If ``on_no_draft`` is ``error`` and a group has no usable draft.
+            NoDraftError: If ``on_no_draft`` is ``error`` and a group has nothing to show.
         """
-        if len(sampled_rows) != len(self.draft_rows.groups):
-            raise ValueError(f"Stage 1 sampled {len(sampled_rows)} rows, {len(self.draft_rows.groups)} were laid out.")
-        seconds = time.perf_counter() - self._started if stage1_seconds is None else stage1_seconds
-        sampled: dict[int, list[SampledDraft]] = {}
-        for group, draft in zip(self.draft_rows.groups[: self.draft_rows.num_real], sampled_rows, strict=False):
-            sampled.setdefault(group, []).append(draft)
-        self._plans_P = tuple(
-            early
-            if early is not None
-            else self._refiner.plan(question.group_id, question.prompt, sampled[position], stage1_seconds=seconds)
-            for position, (question, early) in enumerate(zip(self._questions_P, self._early_P, strict=True))
-        )
-        self._stage2_started = time.perf_counter()
-        return self._plans_P
+        for position, planned in enumerate(self._planned):
+            if planned is None and self._groups[position].end is None:
+                self._groups[position], self._planned[position] = self._planner.next(self._groups[position])
+        open_ = [(position, planned) for position, planned in enumerate(self._planned) if planned is not None]
+        going_on = [(position, planned) for position, planned in open_ if not planned.ask.final]
+        rounds = going_on or open_
+        if not rounds:
+            self._wave = None
+            return None
+        self._wave = self._lay_out(rounds)
+        self._started = time.perf_counter()
+        return self._wave
 
-    def rows(self, num_refinements: int) -> list[RowPlan]:
-        """The plan of every global refinement row: G adjacent rows per group."""
-        return [plan.row() for plan in self.plans_P for _ in range(num_refinements)]
+    def add(self, samples: Sequence[Sample], *, seconds: float | None = None) -> None:
+        """Take the gathered samples of the last wave's rows, of all ranks, in order.
 
-    def finish(
-        self,
-        refinements: Sequence[Refinement],
-        *,
-        step: int | None = None,
-        policy_version: int | str | None = None,
-    ) -> dict[str, float]:
-        """Take note of the finished batch, as :meth:`outcomes` has it. Returns its metrics."""
-        return self._refiner.finish(self.outcomes(refinements, step=step, policy_version=policy_version))
+        Args:
+            samples: One for each row, padding included.
+            seconds: Wall time of the wave; None: the time since it was laid out.
+        """
+        wave, self._wave = self._wave, None
+        if wave is None or len(samples) != len(wave.rows):
+            expected = "no wave is open" if wave is None else f"{len(wave.rows)} were laid out"
+            raise ValueError(f"{len(samples)} rows were sampled; {expected}.")
+        seconds = time.perf_counter() - self._started if seconds is None else seconds
+        of_groups: dict[int, list[Sample]] = {}
+        for row, sample in zip(wave.rows, samples, strict=True):
+            if not row.padding:
+                of_groups.setdefault(row.position, []).append(sample)
+        for position, joined in of_groups.items():
+            self._groups[position] = self._planner.add(self._groups[position], joined, seconds=seconds)
+            self._planned[position] = None
 
-    def outcomes(
-        self,
-        refinements: Sequence[Refinement],
-        *,
-        step: int | None = None,
-        policy_version: int | str | None = None,
-    ) -> list[GroupOutcome]:
-        """The finished groups; ``refinements`` are the gathered rows of all ranks."""
-        num_refinements, rest = divmod(len(refinements), len(self.plans_P))
-        if rest:
-            raise ValueError(f"{len(refinements)} refinements do not divide over {len(self.plans_P)} groups.")
-        seconds = time.perf_counter() - self._stage2_started
-        return [
-            GroupOutcome(
-                plan,
-                tuple(refinements[position * num_refinements : (position + 1) * num_refinements]),
-                stage2_seconds=seconds,
-                step=step,
-                policy_version=policy_version,
-            )
-            for position, plan in enumerate(self.plans_P)
-        ]
+    @property
+    def so_far_P(self) -> tuple[GroupSoFar, ...]:
+        """The groups as they are now."""
+        return tuple(self._groups)
 
-    def _lay_out(self, num_ranks: int) -> DraftRows:
-        num_drafts = self._refiner.config.num_drafts
-        open_groups = [position for position, early in enumerate(self._early_P) if early is None]
-        num_groups = len(open_groups)
-        padded = list(open_groups)
-        while open_groups and len(padded) * num_drafts % num_ranks:
-            padded.append(open_groups[(len(padded) - num_groups) % num_groups])
-        rows = tuple(position for position in padded for _ in range(num_drafts))
-        return DraftRows(rows, num_groups * num_drafts)
+    def groups_P(self, *, step: int | None = None) -> list[Group]:
+        """The finished groups."""
+        return [self._planner.close(group, step=step) for group in self._groups]
+
+    def _lay_out(self, rounds: Sequence[tuple[int, PlannedRound]]) -> Wave:
+        rows: list[WaveRow] = []
+        for position, planned in rounds:
+            fills = planned.ask.use is Use.FILL
+            first = len(self._groups[position].slots)
+            rows += [
+                WaveRow(position, planned, first + place if fills else None) for place in range(planned.ask.size)
+            ]
+        repeat = reduce(gcd, (planned.ask.size for _, planned in rounds))
+        num_real = 0
+        padding = [WaveRow(row.position, row.planned, None, padding=True) for row in rows]
+        while len(rows) % self._num_ranks:
+            # Whole runs of one prompt, so that the distance of prompts stays the same.
+            start = num_real % len(padding)
+            rows += padding[start : start + repeat]
+            num_real += repeat
+        return Wave(tuple(rows), repeat)

@@ -1,95 +1,137 @@
-"""The two stages of one prompt on asynchronous hosts: the one place where their order lives.
+"""The rounds of one group on asynchronous hosts: the one place where their order lives.
 
-All G members of a group ask for the plan; the first arrival starts Stage 1, the others await the same task. A member
-that is cancelled does not take Stage 1 away from its siblings; when nobody is left who wants it, it is cancelled and
-forgotten.
+Each of the S members of a group asks for its turn and gets it when the round that fills its slot is planned. One task
+per group plans, samples what is context itself, and waits for the members' reports. A member that is cancelled does not
+take that task away from its siblings; when nobody is left who wants it, it is cancelled and forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Hashable
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from refine_wrapper.core.refiner import Refiner
-from refine_wrapper.core.types import DraftOutcome, GroupOutcome, GroupPlan, Prompt, Refinement, SampledDraft
+from refine_wrapper.core.modes.interface import GroupSoFar
+from refine_wrapper.core.planner import Planner
+from refine_wrapper.core.types import Group, Outcome, PlannedRound, Progress, Question, Sample, Slot, Use
 
-SampleDraft = Callable[[int], Awaitable[SampledDraft]]
-"""Samples and scores draft number ``index`` of a group on q, with the host's training sampling and reward path."""
+SampleContext = Callable[[PlannedRound, int], Awaitable[Sample]]
+"""Samples and scores, for a planned round, the context sample of an index, by the host's training path."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Group:
-    num_members: int
+class _Running:
+    """One group while members of it are expected or present."""
+
+    num_slots: int
     arrived: int = 0
     present: int = 0
-    stage1: asyncio.Task[GroupPlan] | None = None
-    plan: GroupPlan | None = None
-    refinements: dict[int, Refinement] = field(default_factory=dict[int, Refinement])
-    stage2_started: float = 0.0
-    step: int | None = None
-    policy_version: int | str | None = None
+    driver: asyncio.Task[None] | None = None
+    so_far: GroupSoFar | None = None
+    turns: dict[int, asyncio.Future[PlannedRound]] = field(default_factory=dict[int, "asyncio.Future[PlannedRound]"])
+    reports: dict[int, asyncio.Future[Sample]] = field(default_factory=dict[int, "asyncio.Future[Sample]"])
+    finished: bool = False
+    error: Exception | None = None
+
+    def turn(self, number: int) -> asyncio.Future[PlannedRound]:
+        return self.turns.setdefault(number, asyncio.get_running_loop().create_future())
+
+    def report(self, number: int) -> asyncio.Future[Sample]:
+        return self.reports.setdefault(number, asyncio.get_running_loop().create_future())
+
+    @property
+    def all_reported(self) -> bool:
+        return sum(report.done() for report in self.reports.values()) >= self.num_slots
 
 
 class Member:
-    """One of the G members of a group, between its arrival and its leaving. Made by :meth:`Rollout.join`."""
+    """One of the S members of a group, between its arrival and its leaving. Made by :meth:`Rollout.join`.
 
-    def __init__(self, rollout: Rollout, group: _Group) -> None:
-        self._rollout = rollout
-        self._group = group
-        self._number = group.arrived
-        group.arrived += 1
-        group.present += 1
+    Attributes:
+        number: The slot it fills, from 0.
+    """
 
-    async def plan(self, group_id: str, question: Prompt, sample_draft: SampleDraft) -> GroupPlan:
-        """The group's plan; runs Stage 1 on the first call of a group, awaits it on the others.
+    def __init__(self, rollout: Rollout, key: Hashable, running: _Running, number: int) -> None:
+        self._rollout, self._key, self._running = rollout, key, running
+        self.number = number
+
+    async def turn(
+        self, question: Question, sample_context: SampleContext, progress: Progress | None = None
+    ) -> PlannedRound:
+        """The planned round of this member's slot. The first call of a group starts its rounds.
 
         Raises:
-            NoDraftError: In every member of the group, if ``on_no_draft`` is ``error`` and no draft is usable.
+            NoDraftError: In every member that waits, if ``on_no_draft`` is ``error`` and nothing can be shown.
         """
-        group = self._group
-        if group.stage1 is None:
-            group.stage1 = asyncio.ensure_future(self._rollout.run_stage1(group_id, question, sample_draft))
+        running = self._running
+        if running.driver is None:
+            running.driver = asyncio.ensure_future(
+                self._rollout.drive(self._key, running, question, sample_context, progress)
+            )
         # Shielded: cancelling this member must not cancel what its siblings are waiting for.
-        plan = await asyncio.shield(group.stage1)
-        if group.plan is None:
-            group.plan, group.stage2_started = plan, time.perf_counter()
-        return plan
+        return await asyncio.shield(running.turn(self.number))
 
-    def report(
-        self, refinement: Refinement, *, step: int | None = None, policy_version: int | str | None = None
-    ) -> None:
-        """Hand over this member's finished refinement, for metrics and trace."""
-        self._group.refinements[self._number] = refinement
-        self._group.step = step if step is not None else self._group.step
-        self._group.policy_version = policy_version if policy_version is not None else self._group.policy_version
+    async def report(self, sample: Sample) -> Slot:
+        """Hand over this member's finished sample; returns what becomes of its slot.
+
+        ``Slot.sample`` is another index than the member's own where a context sample takes the slot: the host then
+        puts that sample's row in the place of this one. Waits for the end of the group only where that may happen, and
+        where this is the last report of the group.
+        """
+        running = self._running
+        planned = await running.turn(self.number)
+        report = running.report(self.number)
+        if not report.done():
+            report.set_result(sample)
+        driver = running.driver
+        assert driver is not None, "turn() comes before report()"
+        planner = self._rollout.planner
+        if running.all_reported or planner.mode.may_take(planner.rules):
+            await asyncio.shield(driver)
+            if running.error is not None:
+                raise running.error
+        so_far = running.so_far
+        assert so_far is not None, "a group with a turn was opened"
+        own = planned.first_index + self.number - _first_slot(so_far, planned)
+        if so_far.end is not None and own in so_far.end.takes:
+            return planner.close(so_far).slots_S[self.number]
+        return planner.slot_of(planned, sample, own)
+
+    def leave(self) -> None:
+        """A member that leaves without a report has failed: the group goes on without its sample."""
+        turn = self._running.turns.get(self.number)
+        if turn is not None and turn.done() and not turn.cancelled() and turn.exception() is None:
+            report = self._running.report(self.number)
+            if not report.done():
+                report.set_result(Sample(outcome=Outcome.EXCEPTION, detail="the host ended this sample"))
 
 
 class Rollout:
-    """Runs Stage 1 once per group and hands every member the same plan.
+    """Plans each group once and hands every member its turn.
 
     Memory is proportional to the groups in flight: a group is dropped when its last member has left.
 
     Args:
-        refiner: Decides.
-        on_metrics: Called with the metrics of each finished group.
-        on_finished: Called with the key and the outcome of each finished group instead of ``refiner.finish``, where
-            groups are collected into batches, perhaps in another process, which then calls ``finish``.
+        planner: Decides.
+        on_finished: Called with the key and each finished group, before the last member's ``report`` returns.
+        thread: Plan in a thread of its own, so that tokenising q' never holds up an event loop that feeds an engine.
+            The planner's tokenizer must then be used by nobody else: fast tokenizers are not safe to share.
     """
 
     def __init__(
-        self,
-        refiner: Refiner,
-        on_metrics: Callable[[dict[str, float]], None] | None = None,
-        *,
-        on_finished: Callable[[Hashable, GroupOutcome], None] | None = None,
+        self, planner: Planner, on_finished: Callable[[Hashable, Group], None], *, thread: bool = False
     ) -> None:
-        self._refiner = refiner
-        self._on_metrics = on_metrics
+        self.planner = planner
         self._on_finished = on_finished
-        self._groups: dict[Hashable, _Group] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="refine-planner") if thread else None
+        self._groups: dict[Hashable, _Running] = {}
 
     @property
     def groups_in_flight(self) -> int:
@@ -97,80 +139,129 @@ class Rollout:
         return len(self._groups)
 
     @contextmanager
-    def join(self, key: Hashable, num_members: int) -> Generator[Member]:
+    def join(self, key: Hashable, num_slots: int, number: int | None = None) -> Generator[Member]:
         """Be a member of the group ``key`` for the length of a ``with`` block.
 
         Args:
             key: Identity of the group: an id, or an object all members share. Never the prompt's text.
-            num_members: G, how many members will come. The group is dropped when all have come and left, or when one
+            num_slots: S, how many members will come. The group is dropped when all have come and left, or when one
                 leaves by an exception while no other is present.
+            number: The member's slot, where the host numbers them; by default members are numbered as they arrive.
         """
-        group = self._groups.setdefault(key, _Group(num_members))
-        member = Member(self, group)
+        running = self._groups.setdefault(key, _Running(num_slots))
+        member = Member(self, key, running, running.arrived if number is None else number)
+        running.arrived += 1
+        running.present += 1
         torn_down = True
         try:
             yield member
             torn_down = False
         finally:
-            group.present -= 1
-            if group.present == 0 and (torn_down or group.arrived >= group.num_members):
+            running.present -= 1
+            if torn_down:
+                member.leave()
+            if running.present == 0 and (torn_down or running.arrived >= running.num_slots):
                 self.discard(key)
 
     def discard(self, key: Hashable) -> None:
-        """Forget a group: cancel its Stage 1 if that still runs, pass it to the observers if it finished.
-
-        Idempotent.
-        """
-        group = self._groups.pop(key, None)
-        if group is None:
+        """Forget a group: cancel its rounds if they still run, and pass on what was sampled of it. Idempotent."""
+        running = self._groups.pop(key, None)
+        if running is None:
             return
-        if group.stage1 is not None and not group.stage1.done():
-            group.stage1.cancel()
-        # A group that is not trained may not be sampled either; that it was left out must still be counted.
-        if group.plan is not None and (group.refinements or not group.plan.trained):
-            outcome = GroupOutcome(
-                group.plan,
-                tuple(group.refinements[number] for number in sorted(group.refinements)),
-                stage2_seconds=time.perf_counter() - group.stage2_started,
-                step=group.step,
-                policy_version=group.policy_version,
-            )
-            if self._on_finished is not None:
-                self._on_finished(key, outcome)
-                return
-            metrics = self._refiner.finish([outcome])
-            if self._on_metrics is not None:
-                self._on_metrics(metrics)
+        if running.driver is not None and not running.driver.done():
+            running.driver.cancel()
+        for turn in running.turns.values():
+            if turn.done() and not turn.cancelled():
+                turn.exception()  # looked at, so that asyncio does not report it as forgotten
+        self._finish(key, running)
 
-    async def run_stage1(self, group_id: str, question: Prompt, sample_draft: SampleDraft) -> GroupPlan:
-        """Sample the N drafts of one group concurrently and plan the group. Members call it through ``plan``."""
-        early = self._refiner.plan_before_drafts(group_id, question)
-        if early is not None:
-            return early
-        started = time.perf_counter()
-        sampled_N = await asyncio.gather(
-            *(self._sample(sample_draft, index) for index in range(self._refiner.config.num_drafts))
-        )
-        return self._refiner.plan(group_id, question, sampled_N, stage1_seconds=time.perf_counter() - started)
-
-    async def _sample(self, sample_draft: SampleDraft, index: int) -> SampledDraft:
-        """One draft; its failure is a value, so that it cannot fail the group."""
-        timeout = self._refiner.config.draft_timeout
+    async def drive(
+        self,
+        key: Hashable,
+        running: _Running,
+        question: Question,
+        sample_context: SampleContext,
+        progress: Progress | None,
+    ) -> None:
+        """Round after round of one group, to its end. Members start it through :meth:`Member.turn`."""
         try:
-            sampling = asyncio.ensure_future(sample_draft(index))
+            group = running.so_far = self.planner.open(question, running.num_slots, progress)
+            while True:
+                group, planned = await self._off_loop(self.planner.next, group)
+                running.so_far = group
+                if planned is None:
+                    break
+                started = time.perf_counter()
+                if planned.ask.use is Use.FILL:
+                    samples = await self._fill(running, planned, len(group.slots))
+                else:
+                    samples = await self._context(planned, sample_context)
+                group = running.so_far = self.planner.add(group, samples, seconds=time.perf_counter() - started)
+        except Exception as error:
+            running.error = error
+            waiting = [running.turn(number) for number in range(running.num_slots)]
+            for turn in waiting:
+                if not turn.done():
+                    turn.set_exception(error)
+                    turn.exception()  # members that never come do not look at it
+            return
+        self._finish(key, running)
+
+    async def _off_loop(self, plan: Callable[[GroupSoFar], T], group: GroupSoFar) -> T:
+        if self._thread is None:
+            return plan(group)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, copy_context().run, plan, group)
+
+    async def _fill(self, running: _Running, planned: PlannedRound, first_slot: int) -> list[Sample]:
+        numbers = range(first_slot, first_slot + planned.ask.size)
+        for number in numbers:
+            turn = running.turn(number)
+            if not turn.done():
+                turn.set_result(planned)
+        return [await running.report(number) for number in numbers]
+
+    async def _context(self, planned: PlannedRound, sample_context: SampleContext) -> list[Sample]:
+        indices = range(planned.first_index, planned.first_index + planned.ask.size)
+        return list(await asyncio.gather(*(self._sample(planned, sample_context, index) for index in indices)))
+
+    async def _sample(self, planned: PlannedRound, sample_context: SampleContext, index: int) -> Sample:
+        """One context sample; its failure is a value, so that it cannot fail the group."""
+        timeout = self.planner.config.draft_timeout
+        try:
+            sampling = asyncio.ensure_future(sample_context(planned, index))
             if not await _finished(sampling, timeout):
-                detail = f"no answer within draft_timeout={timeout} s"
-                return SampledDraft(failure=DraftOutcome.TIMEOUT, detail=detail)
-            if sampling.cancelled():  # one request of Stage 1, not Stage 1 itself: then the line above had raised
-                return SampledDraft(failure=DraftOutcome.EXCEPTION, detail="the host cancelled this draft")
+                return Sample(outcome=Outcome.TIMEOUT, detail=f"no answer within draft_timeout={timeout} s")
+            if sampling.cancelled():  # one request, not the round: then the line above had raised
+                return Sample(outcome=Outcome.EXCEPTION, detail="the host cancelled this sample")
             return sampling.result()
         except (asyncio.TimeoutError, TimeoutError):
-            return SampledDraft(failure=DraftOutcome.TIMEOUT, detail="the host timed out")
+            return Sample(outcome=Outcome.TIMEOUT, detail="the host timed out")
         except Exception as error:
-            return SampledDraft(failure=DraftOutcome.EXCEPTION, detail=f"{type(error).__name__}: {error}")
+            return Sample(outcome=Outcome.EXCEPTION, detail=f"{type(error).__name__}: {error}")
+
+    def _finish(self, key: Hashable, running: _Running) -> None:
+        """Pass the group on, once; one that was torn down with what its members reported."""
+        group = running.so_far
+        if running.finished or group is None or not (group.samples or group.rounds):
+            return
+        running.finished = True
+        if group.end is None and group.rounds and group.rounds[-1].number not in {s.round for s in group.samples}:
+            first = len(group.slots)
+            planned = group.rounds[-1]
+            reports = [running.reports.get(number) for number in range(first, first + planned.ask.size)]
+            done = [report.result() for report in reports if report is not None and report.done()]
+            if planned.ask.use is Use.FILL and done:
+                group = self.planner.add(group, done)
+        if group.samples:
+            self._on_finished(key, self.planner.close(group))
 
 
-async def _finished(sampling: asyncio.Future[SampledDraft], timeout: float | None) -> bool:
+def _first_slot(group: GroupSoFar, planned: PlannedRound) -> int:
+    """The first slot that a round fills: rounds before it that fill slots come first."""
+    return sum(r.ask.size for r in group.rounds if r.ask.use is Use.FILL and r.number < planned.number)
+
+
+async def _finished(sampling: asyncio.Future[Sample], timeout: float | None) -> bool:
     """Whether it ended in time, however it ended. Where it did not, or this is cancelled, it is cancelled too."""
     try:
         await asyncio.wait((sampling,), timeout=timeout)

@@ -7,16 +7,16 @@ package's own answer comes last. Observer hooks are all called. docs/plugins.md 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from refine_wrapper.core.plans.interface import PlanPolicy
+    from refine_wrapper.core.modes.interface import Mode
     from refine_wrapper.core.prompts.interface import Template
     from refine_wrapper.core.selection.interface import Selector
-    from refine_wrapper.core.types import Draft, GroupOutcome, Prompt, PromptRoom
+    from refine_wrapper.core.types import Group
     from refine_wrapper.hosts.adapter import Adapter, ObjectiveSettings
     from refine_wrapper.rewards.interface import Reward
     from refine_wrapper.settings.config import RefineConfig
@@ -40,11 +40,8 @@ def register_templates() -> Mapping[str, Template]:  # pyright: ignore[reportRet
 
 
 @hookspec
-def register_plans() -> Mapping[str, type[PlanPolicy]]:  # pyright: ignore[reportReturnType]
-    """Policies that decide what happens to a group after Stage 1, for ``plan=NAME``.
-
-    Called once by the plugin manager.
-    """
+def register_modes() -> Mapping[str, type[Mode]]:  # pyright: ignore[reportReturnType]
+    """Modes by name, for ``mode=NAME``: how the slots of a group are filled. Called once by the plugin manager."""
 
 
 @hookspec
@@ -67,26 +64,9 @@ def register_objectives() -> Mapping[str, Mapping[str, ObjectiveSettings]]:  # p
 
 @hookspec(firstresult=True)
 def normalize_reward(reward: Any) -> float | None:
-    """One scalar from what a reward function returned for one draft (a float, a 0-d array, ``[x]``).
+    """One scalar from what a reward function returned for one sample (a float, a 0-d array, ``[x]``).
 
-    Called for every draft before selection. Raise to have the draft counted as ``reward_exception``.
-    """
-
-
-@hookspec(firstresult=True)
-def select_draft(group_id: str, drafts: Sequence[Draft], config: RefineConfig) -> int | None:
-    """Index of the draft to put into the prompt; ``drafts`` are the usable ones, ordered by index.
-
-    Called once per group. None leaves the choice to the configured selector. Must depend on its arguments only, so
-    that every rank chooses the same draft.
-    """
-
-
-@hookspec(firstresult=True)
-def build_prompt(question: Prompt, draft: str, room: PromptRoom, config: RefineConfig) -> Prompt | None:
-    """q' from q and the text of a draft. None leaves it to the configured template.
-
-    Called while the draft is being fitted, so perhaps several times per group. ``draft`` is already neutralised.
+    Called for every sample that is scored for a decision. Raise to have it counted as ``reward_exception``.
     """
 
 
@@ -102,5 +82,5 @@ def extract_answer(text: str) -> str | None:
 
 
 @hookspec
-def group_finished(outcome: GroupOutcome, config: RefineConfig) -> None:
-    """A group has all its refinements. Called once per group, on the main process where groups span several."""
+def group_finished(group: Group, config: RefineConfig) -> None:
+    """A group has all its samples. Called once per group, on the process that logs. What it raises costs a warning."""

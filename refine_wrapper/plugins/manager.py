@@ -20,7 +20,7 @@ from refine_wrapper.settings.sources import PLUGINS_VARIABLE
 _BUILT_IN: Final = (
     "refine_wrapper.core.selection.hooks",
     "refine_wrapper.core.prompts.hooks",
-    "refine_wrapper.core.plans.hooks",
+    "refine_wrapper.core.modes.hooks",
     "refine_wrapper.rewards.hooks",
 )
 _OWN_DISTRIBUTION: Final = "refine-wrapper"
@@ -28,7 +28,7 @@ _OWN_DISTRIBUTION: Final = "refine-wrapper"
 REGISTRIES: Final[Mapping[str, str]] = {
     "selector": "register_selectors",
     "template": "register_templates",
-    "plan": "register_plans",
+    "mode": "register_modes",
     "reward": "register_rewards",
     "adapter": "register_adapters",
     "objective": "register_objectives",

@@ -26,7 +26,24 @@ class RefineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     enabled: bool = Field(True, description="Switch refinement on. Off is the plain host, bit for bit.")
-    num_drafts: int = Field(4, ge=0, description="N, drafts sampled per prompt in Stage 1. 0 switches refinement off.")
+    mode: str = Field(
+        "paper",
+        description="How the slots of a group are filled, round by round: `paper`, `joint`, `on_failure` or a plugin's; "
+        "see `refine-wrapper plugins`.",
+    )
+    mode_options: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="Options of the mode, e.g. rounds=3 for the mode rounds."
+    )
+    num_drafts: int = Field(
+        4,
+        ge=0,
+        description="N, samples of a group's first round, on the question itself. 0 switches refinement off.",
+    )
+    train_under: Literal["sampled", "question", "question_if_right"] | None = Field(
+        None,
+        description="Prompt that refinements are trained under: the one they were sampled on, the question, or the "
+        "question where they are right. Unset: what the mode says.",
+    )
     match_budget: bool = Field(
         False,
         description="Take the N drafts out of the host's group size, so that N + G equals what the plain run samples.",
@@ -57,7 +74,7 @@ class RefineConfig(BaseModel):
     refine_share: float = Field(
         1.0, ge=0.0, le=1.0, description="Share of prompt groups that are refined; the rest stays plain."
     )
-    plan: str = Field("paper", description="Policy that decides per group after Stage 1; `paper` refines every group.")
+    plan: str | None = Field(None, description="Old name of `mode`; `paper` is the only value it had.")
     evaluation: Literal["single_shot", "refine"] = Field(
         "single_shot", description="Evaluate as the plain host does (the method's definition), or through both stages."
     )
@@ -97,6 +114,9 @@ class RefineConfig(BaseModel):
     )
 
     def __init__(self, **values: Any) -> None:
+        if values.get("plan") is not None and values.get("mode") in (None, "paper"):
+            values["mode"] = values["plan"]
+        values["plan"] = None
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -48,7 +48,7 @@ _NOT_SETTINGS = frozenset(
 DEFAULT = "default"
 """The origin of a value that no source states."""
 
-_STRUCTURED = frozenset({"selector_options", "plugin_modules"})
+_STRUCTURED = frozenset({"selector_options", "mode_options", "plugin_modules"})
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from refine_wrapper.core.prompts.controls import ControlTexts
 from refine_wrapper.core.prompts.files import read_template
 from refine_wrapper.core.prompts.interface import Template
 from refine_wrapper.core.prompts.shorten import shorten
+from refine_wrapper.core.prompts.thinking import strip_thinking
 from refine_wrapper.core.types import Prompt, PromptRoom
 from refine_wrapper.errors import PluginError
 from refine_wrapper.plugins.manager import Plugins
@@ -36,12 +38,20 @@ class PromptBuilder:
         self._frame = ChatFrame.of(room.tokenizer, room.chat_kwargs)
         self._controls = ControlTexts.of(room.tokenizer, self._frame)
 
-    def question_fits(self, question: Prompt) -> bool:
+    def question_fits(self, question: Prompt, *, extra_tokens: int = 0) -> bool:
         """Whether q alone leaves room for a full answer."""
         limit = self._room.max_prompt_tokens
-        return limit is None or self._room.count_tokens(question) <= limit
+        return limit is None or self._room.count_tokens(question) + extra_tokens <= limit
 
-    def build(self, question: Prompt, draft: str) -> BuiltPrompt | None:
+    def visible(
+        self, prompt: Prompt, text: str, *, token_ids: Sequence[int] | None = None, finished: bool = True
+    ) -> str:
+        """A sample's text without its reasoning, if so configured."""
+        return strip_thinking(text) if self._config.strip_thinking else text
+
+    def build(
+        self, question: Prompt, draft: str, *, token_ids: Sequence[int] | None = None, extra_tokens: int = 0
+    ) -> BuiltPrompt | None:
         """q' that fits, by shortening the draft only; None if not even one token of the draft fits.
 
         Raises:
@@ -57,7 +67,7 @@ class PromptBuilder:
             if not cut.strip():
                 return None
             prompt = self._render(question, cut)
-            over = 0 if limit is None else self._room.count_tokens(prompt) - limit
+            over = 0 if limit is None else self._room.count_tokens(prompt) + extra_tokens - limit
             if over <= 0:
                 return BuiltPrompt(prompt, cut, shortened=cut != draft)
             keep -= over
@@ -72,11 +82,6 @@ class PromptBuilder:
         return isinstance(prompt, str) and self._frame is not None and self._frame.wraps(prompt)
 
     def _render(self, question: Prompt, draft: str) -> Prompt:
-        answered: Prompt | None = self._plugins.hook.build_prompt(
-            question=question, draft=draft, room=self._room, config=self._config
-        )
-        if answered is not None:
-            return answered
         if not isinstance(question, str):
             return self._template.render_messages(question, draft)
         if self._frame is not None and self._frame.wraps(question):

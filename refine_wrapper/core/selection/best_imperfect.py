@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine_wrapper.core.selection.interface import SelectionContext, reward_of
-from refine_wrapper.core.types import Draft
+from refine_wrapper.core.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,6 @@ class BestImperfect:
     Ties: the lowest draft index. The maximum is ``max_reward``.
     """
 
-    def select(self, drafts: Sequence[Draft], context: SelectionContext) -> Draft:
+    def select(self, drafts: Sequence[Sample], context: SelectionContext) -> Sample:
         imperfect = [draft for draft in drafts if reward_of(draft) < context.max_reward]
         return max(imperfect or drafts, key=reward_of)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from refine_wrapper.core.types import Draft
+from refine_wrapper.core.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Selector(Protocol):
     every order in which drafts arrive, must give the same choice.
     """
 
-    def select(self, drafts: Sequence[Draft], context: SelectionContext) -> Draft: ...
+    def select(self, drafts: Sequence[Sample], context: SelectionContext) -> Sample: ...
 
 
-def reward_of(draft: Draft) -> float:
+def reward_of(draft: Sample) -> float:
     """The reward of a usable draft, for sorting."""
     assert draft.reward is not None, "selectors only see drafts with a reward"
     return draft.reward

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine_wrapper.core.selection.interface import SelectionContext, reward_of
-from refine_wrapper.core.types import Draft
+from refine_wrapper.core.types import Sample
 from refine_wrapper.errors import ConfigError
 
 
@@ -28,6 +28,6 @@ class WorstFormatted:
                 f"refine: selector_options pattern = {self.pattern!r} is no regular expression: {error}."
             ) from None
 
-    def select(self, drafts: Sequence[Draft], context: SelectionContext) -> Draft:
-        well_formed = [draft for draft in drafts if draft.finished and re.search(self.pattern, draft.text, re.DOTALL)]
+    def select(self, drafts: Sequence[Sample], context: SelectionContext) -> Sample:
+        well_formed = [draft for draft in drafts if draft.finished and re.search(self.pattern, draft.visible, re.DOTALL)]
         return min(well_formed or drafts, key=reward_of)
