@@ -144,9 +144,7 @@ class BatchRounds:
         for position, planned in rounds:
             fills = planned.ask.use is Use.FILL
             first = len(self._groups[position].slots)
-            rows += [
-                WaveRow(position, planned, first + place if fills else None) for place in range(planned.ask.size)
-            ]
+            rows += [WaveRow(position, planned, first + place if fills else None) for place in range(planned.ask.size)]
         repeat = reduce(gcd, (planned.ask.size for _, planned in rounds))
         num_real = 0
         padding = [WaveRow(row.position, row.planned, None, padding=True) for row in rows]

@@ -1,120 +1,255 @@
-"""One set of metric names for all hosts. docs/metrics.md is generated from the table below."""
+"""One set of metric names for all hosts, as a table: name, meaning, computation. docs/metrics.md comes from it."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from statistics import fmean
 from typing import Final
 
-from refine_wrapper.core.types import Action, DraftOutcome, FallbackCause, GroupOutcome, Refinement
+from refine_wrapper.core.types import Cause, Group, Outcome, Sample
 
-METRICS: Final[Mapping[str, str]] = {
-    "refine/groups": "Groups in the batch.",
-    "refine/refined_share": "Share of groups that were answered under q' (with a draft in the prompt).",
-    "refine/draft_reward_mean": "Mean reward of all drafts that have one.",
-    "refine/draft_reward_best": "Mean over groups of the highest draft reward.",
-    "refine/draft_reward_selected": "Mean reward of the drafts that went into prompts.",
-    "refine/refinement_reward": "Mean reward of the refinements of refined groups.",
-    "refine/uplift": "Refinement reward minus draft reward, mean over refined groups.",
-    "refine/gradient_active_share": "Share of trained groups whose rewards differ, so that they have a gradient.",
-    "refine/gradient_active_share_draft_max": "The same, among refined groups whose draft is at max_reward already.",
-    "refine/gradient_active_share_draft_below_max": "The same, among refined groups whose draft is below max_reward.",
-    "refine/copy_rate": "Share of refinements whose answer equals the answer of the draft in their prompt.",
-    "refine/draft_tokens": "Tokens generated for drafts in the batch, also of groups that dynamic sampling replaced.",
-    "refine/refinement_tokens": "Tokens generated in Stage 2 in the batch, also of replaced groups.",
-    "refine/completions": "Completions sampled in the batch, drafts and refinements, also of replaced groups.",
-    "refine/drafts_shortened_share": "Share of refined groups whose draft was cut to fit.",
-    "refine/drafts_unfinished_share": "Share of drafts that ended at the length limit.",
-    "refine/stage1_seconds": "Wall time of Stage 1, mean over groups with drafts.",
-    "refine/stage2_seconds": "Wall time of Stage 2, mean over groups.",
-    "refine/draft_failures": "Drafts in the batch that could not be used, for any reason.",
-    "refine/refinement_failures": "Refinements in the batch that got no usable reward.",
-    "refine/fallbacks": "Groups in the batch that were not refined, for any reason.",
+
+class Batch:
+    """Finished groups, and what several metrics need of them.
+
+    Groups that dynamic sampling replaced count in what was sampled (``everything_P``), and in nothing else.
+    """
+
+    def __init__(self, groups_P: Sequence[Group], max_reward: float, extract_answer: Callable[[str], str]) -> None:
+        self.everything_P = tuple(groups_P)
+        self.groups_P = tuple(group for group in groups_P if not group.replaced)
+        self.max_reward = max_reward
+        self.extract_answer = extract_answer
+
+    @cached_property
+    def refined(self) -> list[Group]:
+        return [group for group in self.groups_P if group.refined]
+
+    @cached_property
+    def with_drafts(self) -> list[Group]:
+        return [group for group in self.groups_P if group.drafts]
+
+    @cached_property
+    def drafts(self) -> list[Sample]:
+        return [sample for group in self.groups_P for sample in group.drafts]
+
+    @cached_property
+    def all_wrong(self) -> list[Group]:
+        """Groups none of whose drafts is right."""
+        return [group for group in self.with_drafts if not any(map(self.is_right, group.drafts))]
+
+    def is_right(self, sample: Sample) -> bool:
+        return sample.reward is not None and sample.reward >= self.max_reward
+
+    def shown_right(self, group: Group) -> bool:
+        shown = group.last_shown()
+        return shown is not None and self.is_right(shown)
+
+    def copies(self, group: Group) -> list[bool]:
+        """For each refinement whether its answer is that of what its prompt showed, thinking left out of both."""
+        answers = {planned.number: self.extract_answer(planned.shown_text) for planned in group.rounds}
+        return [self.extract_answer(sample.visible) == answers[sample.round] for sample in group.refinements]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: what it says, and how it comes from a batch (None: it has no value there and is left out)."""
+
+    meaning: str
+    compute: Callable[[Batch], float | None]
+
+
+def _mean(values: Iterable[float | bool | None]) -> float | None:
+    listed = [float(value) for value in values if value is not None]
+    return fmean(listed) if listed else None
+
+
+def _rewards(samples: Iterable[Sample]) -> list[float]:
+    return [sample.reward for sample in samples if sample.reward is not None and isfinite(sample.reward)]
+
+
+def _uplift(group: Group) -> float | None:
+    refinements, drafts = _rewards(group.refinements), _rewards(group.drafts)
+    return fmean(refinements) - fmean(drafts) if refinements and drafts else None
+
+
+def _shown_reward(group: Group) -> float | None:
+    shown = group.last_shown()
+    return None if shown is None else shown.reward
+
+
+def _active_share(groups: Iterable[Group]) -> float | None:
+    return _mean(gradient_active(group) for group in groups if group.slots_S)
+
+
+def _tokens(samples: Iterable[Sample]) -> int:
+    return sum(sample.num_tokens for sample in samples)
+
+
+def _later_seconds(group: Group) -> float:
+    """Wall time of the rounds after the drafts; of a group without drafts, of all rounds."""
+    return sum(planned.seconds for planned in group.rounds[bool(group.drafts) :])
+
+
+METRICS: Final[Mapping[str, Metric]] = {
+    "refine/groups": Metric("Groups in the batch.", lambda b: len(b.groups_P)),
+    "refine/refined_share": Metric(
+        "Share of groups with samples on q', checked on the tokens that were sampled on.",
+        lambda b: _mean(group.refined for group in b.groups_P),
+    ),
+    "refine/draft_reward_mean": Metric(
+        "Mean reward of all drafts (samples of a first round that others can follow) that have one.",
+        lambda b: _mean(sample.reward for sample in b.drafts),
+    ),
+    "refine/draft_reward_best": Metric(
+        "Mean over groups of the highest draft reward.",
+        lambda b: _mean(max(rewards) for group in b.with_drafts if (rewards := _rewards(group.drafts))),
+    ),
+    "refine/draft_reward_selected": Metric(
+        "Mean reward of the samples that were shown last.", lambda b: _mean(map(_shown_reward, b.refined))
+    ),
+    "refine/draft_solve_rate": Metric(
+        "Share of drafts that are right (at max_reward).", lambda b: _mean(map(b.is_right, b.drafts))
+    ),
+    "refine/all_wrong_share": Metric(
+        "Share of groups with drafts none of which is right.",
+        lambda b: len(b.all_wrong) / len(b.with_drafts) if b.with_drafts else None,
+    ),
+    "refine/repair_rate": Metric(
+        "Share of refinements that are right, in groups whose drafts are all wrong.",
+        lambda b: _mean(b.is_right(sample) for group in b.all_wrong for sample in group.refinements),
+    ),
+    "refine/repaired_share": Metric(
+        "Share of groups with refinements and only wrong drafts that gained a right refinement.",
+        lambda b: _mean(any(map(b.is_right, group.refinements)) for group in b.all_wrong if group.refined),
+    ),
+    "refine/refinement_reward": Metric(
+        "Mean reward of the refinements.",
+        lambda b: _mean(reward for group in b.refined for reward in _rewards(group.refinements)),
+    ),
+    "refine/uplift": Metric(
+        "Refinement reward minus draft reward, mean over refined groups.", lambda b: _mean(map(_uplift, b.refined))
+    ),
+    "refine/gradient_active_share": Metric(
+        "Share of trained groups whose rewards differ, so that they have a gradient.",
+        lambda b: _active_share(group for group in b.groups_P if group.trained),
+    ),
+    "refine/gradient_active_share_draft_max": Metric(
+        "The same, among refined groups that were shown a right sample.",
+        lambda b: _active_share(group for group in b.refined if b.shown_right(group)),
+    ),
+    "refine/gradient_active_share_draft_below_max": Metric(
+        "The same, among refined groups that were shown a wrong sample.",
+        lambda b: _active_share(group for group in b.refined if not b.shown_right(group)),
+    ),
+    "refine/copy_rate": Metric(
+        "Share of refinements whose answer equals the answer of what their prompt shows, thinking left out of both.",
+        lambda b: _mean(copied for group in b.refined for copied in b.copies(group)),
+    ),
+    "refine/copy_rate_wrong": Metric(
+        "The same, among refinements that were shown a wrong sample.",
+        lambda b: _mean(copied for group in b.refined if not b.shown_right(group) for copied in b.copies(group)),
+    ),
+    "refine/trained_on_question": Metric(
+        "Rows in the batch that were sampled on q' and are trained as answers to q.",
+        lambda b: sum(slot.on_question for group in b.groups_P for slot in group.slots_S),
+    ),
+    "refine/draft_tokens": Metric(
+        "Tokens generated for drafts in the batch, also of groups that dynamic sampling replaced.",
+        lambda b: sum(_tokens(group.drafts) for group in b.everything_P),
+    ),
+    "refine/refinement_tokens": Metric(
+        "Tokens generated after the drafts in the batch, also of replaced groups.",
+        lambda b: sum(_tokens(group.samples) - _tokens(group.drafts) for group in b.everything_P),
+    ),
+    "refine/completions": Metric(
+        "Completions sampled in the batch, in all rounds, also of replaced groups.",
+        lambda b: sum(len(group.samples) for group in b.everything_P),
+    ),
+    "refine/drafts_shortened_share": Metric(
+        "Share of refined groups whose shown sample was cut to fit.",
+        lambda b: _mean(any(planned.shortened for planned in group.rounds) for group in b.refined),
+    ),
+    "refine/drafts_unfinished_share": Metric(
+        "Share of drafts that ended at the length limit.", lambda b: _mean(not sample.finished for sample in b.drafts)
+    ),
+    "refine/stage1_seconds": Metric(
+        "Wall time of the first round, mean over groups with drafts.",
+        lambda b: _mean(group.rounds[0].seconds for group in b.with_drafts),
+    ),
+    "refine/stage2_seconds": Metric(
+        "Wall time of the rounds after it, mean over groups.", lambda b: _mean(map(_later_seconds, b.groups_P))
+    ),
+    "refine/draft_failures": Metric(
+        "Drafts in the batch that could not be shown, for any reason.",
+        lambda b: sum(not sample.usable for sample in b.drafts),
+    ),
+    "refine/refinement_failures": Metric(
+        "Samples in slots that got no usable reward.",
+        lambda b: sum(not row.rewarded for group in b.groups_P for row in group.rows_S),
+    ),
+    "refine/fallbacks": Metric(
+        "Groups in the batch that were not refined, for any reason.",
+        lambda b: sum(group.cause is not None for group in b.groups_P),
+    ),
+    **{
+        f"refine/draft_failures/{outcome.value}": Metric(
+            f"Drafts that ended as `{outcome.value}` in the batch.",
+            lambda b, outcome=outcome: sum(sample.outcome is outcome for sample in b.drafts),
+        )
+        for outcome in Outcome
+        if outcome is not Outcome.OK
+    },
+    **{
+        f"refine/fallbacks/{cause.value}": Metric(
+            f"Groups not refined because of `{cause.value}` in the batch.",
+            lambda b, cause=cause: sum(group.cause is cause for group in b.groups_P),
+        )
+        for cause in Cause
+    },
+}
+"""Every metric of a batch of groups. One that has no value in a batch (no refined group, say) is left out of it."""
+
+OTHER_METRICS: Final[Mapping[str, str]] = {
+    "refine/observer_failures": "Failures of observers (plugins) and of the trace in the batch; training goes on.",
     "refine/inactive_groups": "With dynamic sampling: groups of the batch without a gradient at the first draw.",
     "refine/inactive_groups_kept": "With dynamic sampling: those of them that no other replaced within the limit.",
     "refine/resampling_rounds": "With dynamic sampling: further rounds of sampling for the batch.",
     "refine/resampled_groups": "With dynamic sampling: groups sampled in these rounds.",
-    "refine/resampled_completions": "With dynamic sampling: completions of these groups, drafts and refinements.",
-    **{
-        f"refine/draft_failures/{outcome.value}": f"Drafts that ended as `{outcome.value}` in the batch."
-        for outcome in DraftOutcome
-        if outcome is not DraftOutcome.OK
-    },
-    **{
-        f"refine/fallbacks/{cause.value}": f"Groups not refined because of `{cause.value}` in the batch."
-        for cause in FallbackCause
-    },
+    "refine/resampled_completions": "With dynamic sampling: completions of these groups, in all rounds.",
 }
-"""Every metric and what it means. A metric that has no value in a batch (no refined group, say) is left out of it."""
+"""Metrics that do not come from groups: the recorder and dynamic sampling count them."""
+
+MEANINGS: Final[Mapping[str, str]] = {
+    **{name: metric.meaning for name, metric in METRICS.items()},
+    **OTHER_METRICS,
+}
+"""Every metric and what it means."""
 
 
 def summarize(
-    outcomes_P: Sequence[GroupOutcome], *, max_reward: float, extract_answer: Callable[[str], str]
+    groups_P: Sequence[Group], *, max_reward: float, extract_answer: Callable[[str], str]
 ) -> dict[str, float]:
-    """The metrics of a batch of finished groups. Only names in :data:`METRICS`, only finite values.
-
-    Groups that dynamic sampling replaced count in what was sampled, and in nothing else.
-    """
-    everything, outcomes_P = outcomes_P, [outcome for outcome in outcomes_P if not outcome.replaced]
-    refined = [outcome for outcome in outcomes_P if outcome.plan.action is Action.REFINE]
-    drafts = [draft for outcome in outcomes_P for draft in outcome.plan.drafts_N]
-    with_drafts = [outcome for outcome in outcomes_P if outcome.plan.drafts_N]
-    at_max = {True: list[GroupOutcome](), False: list[GroupOutcome]()}
-    for outcome in refined:
-        at_max[_selected_reward(outcome) >= max_reward].append(outcome)
-
-    def active_share(group: Iterable[GroupOutcome]) -> float | None:
-        return _mean(gradient_active(outcome.refinements_G) for outcome in group if outcome.refinements_G)
-
-    values: dict[str, float | None] = {
-        "refine/groups": len(outcomes_P),
-        "refine/refined_share": _mean(outcome.plan.action is Action.REFINE for outcome in outcomes_P),
-        "refine/draft_reward_mean": _mean(d.reward for d in drafts if d.reward is not None),
-        "refine/draft_reward_best": _mean(
-            max(rewards)
-            for o in with_drafts
-            if (rewards := [d.reward for d in o.plan.drafts_N if d.reward is not None])
-        ),
-        "refine/draft_reward_selected": _mean(_selected_reward(outcome) for outcome in refined),
-        "refine/refinement_reward": _mean(reward for o in refined for reward in _rewards(o.refinements_G)),
-        "refine/uplift": _mean(uplift for outcome in refined if (uplift := _uplift(outcome)) is not None),
-        "refine/gradient_active_share": active_share(o for o in outcomes_P if o.plan.trained),
-        "refine/gradient_active_share_draft_max": active_share(at_max[True]),
-        "refine/gradient_active_share_draft_below_max": active_share(at_max[False]),
-        "refine/copy_rate": _mean(copied for outcome in refined for copied in _copies(outcome, extract_answer)),
-        "refine/draft_tokens": sum(d.num_tokens for o in everything for d in o.plan.drafts_N),
-        "refine/refinement_tokens": sum(r.num_tokens for o in everything for r in o.refinements_G),
-        "refine/completions": sum(len(o.plan.drafts_N) + len(o.refinements_G) for o in everything),
-        "refine/drafts_shortened_share": _mean(outcome.plan.draft_shortened for outcome in refined),
-        "refine/drafts_unfinished_share": _mean(not draft.finished for draft in drafts),
-        "refine/stage1_seconds": _mean(outcome.plan.stage1_seconds for outcome in with_drafts),
-        "refine/stage2_seconds": _mean(outcome.stage2_seconds for outcome in outcomes_P),
-    }
-    failures = Counter(draft.outcome for draft in drafts)
-    causes = Counter(outcome.plan.cause for outcome in outcomes_P)
-    values["refine/draft_failures"] = len(drafts) - failures[DraftOutcome.OK]
-    values["refine/refinement_failures"] = sum(bool(r.failure) for o in outcomes_P for r in o.refinements_G)
-    values["refine/fallbacks"] = len(outcomes_P) - causes[None]
-    for outcome in DraftOutcome:
-        if outcome is not DraftOutcome.OK:
-            values[f"refine/draft_failures/{outcome.value}"] = failures[outcome]
-    for cause in FallbackCause:
-        values[f"refine/fallbacks/{cause.value}"] = causes[cause]
+    """The metrics of a batch of finished groups. Only names in :data:`METRICS`, only finite values."""
+    batch = Batch(groups_P, max_reward, extract_answer)
+    values = {name: metric.compute(batch) for name, metric in METRICS.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def is_cause(name: str) -> bool:
     """Whether a metric counts one kind of failure; see :class:`CausesSeen`."""
-    return name.startswith(("refine/draft_failures/", "refine/fallbacks/"))
+    return name.startswith(("refine/draft_failures/", "refine/fallbacks/")) or name == "refine/observer_failures"
 
 
 class CausesSeen:
     """Leaves counts of causes that never happened out of a run's metrics: a screen full of zeros hides what matters.
 
-    From its first occurrence on a cause is kept, so that hosts that average over several batches average over all.
+    From its first occurrence on a cause is kept, as 0 too, so that hosts that average over several batches average
+    over all of them.
     """
 
     def __init__(self) -> None:
@@ -126,9 +261,9 @@ class CausesSeen:
         return {name: value for name, value in metrics.items() if not is_cause(name) or name in self._seen}
 
 
-def gradient_active(refinements_G: Sequence[Refinement]) -> bool:
-    """Whether the rewards of a group differ: with equal rewards all group-relative advantages are zero."""
-    return differ(_rewards(refinements_G))
+def gradient_active(group: Group) -> bool:
+    """Whether the rewards of a group's slots differ: with equal rewards all group-relative advantages are zero."""
+    return differ(_rewards(group.rows_S))
 
 
 def differ(rewards: Iterable[float]) -> bool:
@@ -151,9 +286,9 @@ class CopyWatch:
         self._recent: list[tuple[int, float, float]] = []
         self._warned = False
 
-    def note(self, outcomes_P: Sequence[GroupOutcome], metrics: Mapping[str, float]) -> None:
+    def note(self, groups_P: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """Take a batch into account; ``metrics`` are those of this batch."""
-        refined = sum(outcome.plan.action is Action.REFINE for outcome in outcomes_P)
+        refined = sum(group.refined for group in groups_P)
         copy_rate = metrics.get("refine/copy_rate")
         active = metrics.get("refine/gradient_active_share")
         if self._warned or not refined or copy_rate is None or active is None:
@@ -168,35 +303,7 @@ class CopyWatch:
             self._warned = True
             warnings.warn(
                 f"refine: over the last {total} refined groups {mean_copy:.0%} of the refinements repeat the answer of "
-                f"the draft and only {mean_active:.0%} of the groups have a gradient (copy collapse). Consider "
-                "selector=best_imperfect or worst_formatted, refine_share below 1, or the plain objective.",
+                f"the sample they were shown and only {mean_active:.0%} of the groups have a gradient (copy collapse). "
+                "Consider mode=on_failure, selector=best_imperfect or worst_formatted, refine_share below 1, or the plain objective.",
                 stacklevel=2,
             )
-
-
-def _rewards(refinements_G: Sequence[Refinement]) -> list[float]:
-    # A host may hand over NaN for "no reward applied".
-    return [r.reward for r in refinements_G if r.reward is not None and isfinite(r.reward)]
-
-
-def _selected_reward(outcome: GroupOutcome) -> float:
-    selection = outcome.plan.selection
-    assert selection is not None, "a refined group has a selected draft"
-    assert selection.draft.reward is not None, "a selected draft has a reward"
-    return selection.draft.reward
-
-
-def _uplift(outcome: GroupOutcome) -> float | None:
-    refinements = _rewards(outcome.refinements_G)
-    drafts = [d.reward for d in outcome.plan.drafts_N if d.reward is not None]
-    return fmean(refinements) - fmean(drafts) if refinements and drafts else None
-
-
-def _copies(outcome: GroupOutcome, extract_answer: Callable[[str], str]) -> list[bool]:
-    answer = extract_answer(outcome.plan.draft_text)
-    return [extract_answer(refinement.text) == answer for refinement in outcome.refinements_G]
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    listed = [float(value) for value in values]
-    return fmean(listed) if listed else None

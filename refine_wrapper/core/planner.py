@@ -1,4 +1,4 @@
-"""Planner: the one decision path of all hosts. What is sampled next, on which prompt, and what it comes to in the end."""
+"""Planner: the one decision path of all hosts. What is sampled next, on which prompt, what it comes to in the end."""
 
 from __future__ import annotations
 
@@ -311,7 +311,9 @@ def holds(room: PromptRoom, prompt_ids: Sequence[int], shown_text: str) -> bool:
     if wanted in text:
         return True
     # Some tokenizers change what they encode (case, accents): compare with what becomes of the text there.
-    again = room.tokenizer.decode(room.tokenizer.encode(shown_text, add_special_tokens=False), skip_special_tokens=False)
+    again = room.tokenizer.decode(
+        room.tokenizer.encode(shown_text, add_special_tokens=False), skip_special_tokens=False
+    )
     return "".join(again.split()) in text
 
 
@@ -322,7 +324,10 @@ def _what_is_wrong(group: GroupSoFar, answer: Any) -> str:
             if old not in group.slots or not 0 <= new < len(group.samples) or new in group.slots:
                 return f"End(takes={{{old}: {new}}}). Allowed are slots {list(group.slots)} -> samples outside of them."
         if group.slots_left:
-            return f"End with {group.slots_left} of {group.num_slots} slots empty. Fill them first, for example group.plain(...)."
+            return (
+                f"End with {group.slots_left} of {group.num_slots} slots empty. Fill them first, for example with "
+                "group.plain(...)."
+            )
         return ""
     if not isinstance(answer, Round):
         return f"{answer!r:.200}. Allowed are a Round or an End."

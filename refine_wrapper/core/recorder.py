@@ -78,7 +78,9 @@ class Recorder:
         self._failures += 1
         if who not in self._told:
             self._told.add(who)
-            logger.warning("refine: %s. Training goes on; further failures are counted in refine/observer_failures.", what)
+            logger.warning(
+                "refine: %s. Training goes on; further failures are counted in refine/observer_failures.", what
+            )
 
     def _extract_answer(self, text: str) -> str:
         answer: Any = self._plugins.hook.extract_answer(text=text)

@@ -11,20 +11,13 @@ has to be saved in a checkpoint, and the host's own order of the data, which epo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Final
 
 from refine_wrapper.core.metrics import differ
 from refine_wrapper.core.selection.draw import draw
-from refine_wrapper.core.types import GroupPlan
-
-_AGAIN: Final = "+"
-
-
-def is_drawn_again(group_id: str) -> bool:
-    """Whether a group was sampled to take the place of another one of its batch."""
-    return _AGAIN in group_id
+from refine_wrapper.core.types import GroupId
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +31,23 @@ class Candidate:
     """
 
     position: int
-    group_id: str
+    group_id: GroupId
     prompt_index: int | None
 
 
-def has_gradient(plans_P: Sequence[GroupPlan], rewards_FR: Sequence[Sequence[float]]) -> list[bool]:
+def has_gradient(trained_P: Sequence[bool], rewards_FR: Sequence[Sequence[float]]) -> list[bool]:
     """Which groups of a batch have a gradient: those that are trained and whose rewards are not all equal.
 
     Args:
-        plans_P: The plans of the groups.
+        trained_P: Whether the mode trains each group.
         rewards_FR: Rewards of all rows, groups adjacent, NaN where there is none. One sequence of the rewards that the
             advantages are computed from; several where the host normalises each reward function's on its own, one of
             which is then enough.
     """
-    group_size = len(rewards_FR[0]) // len(plans_P)
+    group_size = len(rewards_FR[0]) // len(trained_P)
     return [
-        plan.trained
-        and any(differ(rewards[position * group_size : (position + 1) * group_size]) for rewards in rewards_FR)
-        for position, plan in enumerate(plans_P)
+        trained and any(differ(rewards[position * group_size : (position + 1) * group_size]) for rewards in rewards_FR)
+        for position, trained in enumerate(trained_P)
     ]
 
 
@@ -76,7 +68,7 @@ class Resampling:
 
     def __init__(
         self,
-        group_ids_P: Sequence[str],
+        group_ids_P: Sequence[GroupId],
         active_P: Sequence[bool],
         *,
         limit: int,
@@ -131,14 +123,14 @@ class Resampling:
 
     def _candidate(self, position: int) -> Candidate:
         self._attempts[position] += 1
-        group_id = f"{self._ids_P[position]}{_AGAIN}{self._attempts[position]}"
+        group_id = replace(self._ids_P[position], attempt=self._attempts[position])
         return Candidate(position, group_id, None if self._num_prompts is None else self._prompt(group_id))
 
-    def _prompt(self, group_id: str) -> int:
+    def _prompt(self, group_id: GroupId) -> int:
         assert self._num_prompts is not None
         if len(self._drawn) >= self._num_prompts:
             self._drawn.clear()
-        index = int(draw(self._seed, group_id, "dynamic_sampling") * self._num_prompts)
+        index = int(draw(self._seed, str(group_id), "dynamic_sampling") * self._num_prompts)
         while index in self._drawn:
             index = (index + 1) % self._num_prompts
         self._drawn.add(index)

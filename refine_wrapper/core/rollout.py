@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from refine_wrapper.core.modes.interface import GroupSoFar
@@ -210,7 +210,7 @@ class Rollout:
     async def _off_loop(self, plan: Callable[[GroupSoFar], T], group: GroupSoFar) -> T:
         if self._thread is None:
             return plan(group)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, copy_context().run, plan, group)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(plan, group))
 
     async def _fill(self, running: _Running, planned: PlannedRound, first_slot: int) -> list[Sample]:
         numbers = range(first_slot, first_slot + planned.ask.size)

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from refine_wrapper.core.types import (
-    Action,
-    Draft,
-    DraftOutcome,
-    FallbackCause,
-    GroupOutcome,
-    GroupPlan,
+    Cause,
+    Group,
+    GroupId,
+    Outcome,
+    PlannedRound,
     Prompt,
-    Refinement,
-    Selection,
+    Question,
+    Round,
+    Sample,
+    Slot,
+    TrainUnder,
+    Use,
 )
 from refine_wrapper.errors import ConfigError
 
@@ -28,6 +31,8 @@ except ImportError:  # Windows has no fcntl; there an append of one line is not 
     fcntl = None
 
 FILE_NAME = "groups.jsonl"
+VERSION = 2
+"""Of the records. Those of version 1 said drafts and refinements where these say rounds, samples and slots."""
 
 
 class TraceWriter:
@@ -38,7 +43,7 @@ class TraceWriter:
 
     Args:
         folder: Where ``groups.jsonl`` goes; made if missing.
-        texts: Whether to write questions, drafts and refinements too.
+        texts: Whether to write questions and samples too.
 
     Raises:
         ConfigError: If the folder cannot be written.
@@ -54,9 +59,9 @@ class TraceWriter:
         except OSError as error:
             raise ConfigError(f"refine: trace_dir = {str(folder)!r} cannot be written: {error.strerror}.") from None
 
-    def write(self, outcome: GroupOutcome) -> None:
+    def write(self, group: Group) -> None:
         """Append one group."""
-        line = json.dumps(trace_record(outcome, texts=self._texts), ensure_ascii=False, default=str)
+        line = json.dumps(trace_record(group, texts=self._texts), ensure_ascii=False, default=str)
         content = (line + "\n").encode("utf-8", errors="replace")
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -88,7 +93,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "group_id" in record else None  # pyright: ignore[reportUnknownVariableType]
 
 
-def outcome_of_record(record: Mapping[str, Any]) -> GroupOutcome:
+def group_of_record(record: Mapping[str, Any]) -> Group:
     """The group that :func:`trace_record` wrote, for example to summarize a trace with the metrics' own definitions.
 
     Texts are empty if they were not written.
@@ -96,43 +101,61 @@ def outcome_of_record(record: Mapping[str, Any]) -> GroupOutcome:
     Raises:
         KeyError, TypeError, ValueError: If it is not such a record.
     """
-    drafts_N = tuple(
-        Draft(
-            index=index,
+    if record["version"] != VERSION:
+        raise ValueError(f"version {record['version']!r} of the trace, and this is for version {VERSION}")
+    samples = tuple(
+        Sample(
             text=entry.get("text", ""),
-            reward=entry["reward"],
             num_tokens=entry["num_tokens"],
             finished=entry["finished"],
-            outcome=DraftOutcome(entry["outcome"]),
+            reward=entry["reward"],
+            outcome=Outcome(entry["outcome"]),
             detail=entry.get("detail", ""),
             policy_version=entry.get("policy_version"),
+            index=index,
+            round=entry["round"],
+            shown=entry["shown"],
+            held=entry.get("held"),
+            visible=entry.get("visible", entry.get("text", "")),
         )
-        for index, entry in enumerate(record["drafts"])
+        for index, entry in enumerate(record["samples"])
     )
-    selected = record["selected"]
-    plan = GroupPlan(
-        group_id=record["group_id"],
-        action=Action(record["action"]),
-        question=record.get("question", ""),
-        prompt=record.get("prompt", ""),
-        drafts_N=drafts_N,
-        selection=None if selected is None else Selection(drafts_N[int(selected)], record["selector"], record["tied"]),
-        draft_text=record.get("draft_text", ""),
-        draft_shortened=record["draft_shortened"],
-        cause=FallbackCause(record["cause"]) if record["cause"] else None,
-        stage1_seconds=record["stage1_seconds"],
+    question = record.get("question", "")
+    return Group(
+        question=Question(GroupId(*record["id"]), question),
+        mode=record["mode"],
+        num_slots=record["num_slots"],
+        samples=samples,
+        rounds=tuple(_round_of_record(number, entry, question) for number, entry in enumerate(record["rounds"])),
+        slots_S=tuple(Slot(*slot) for slot in record["slots"]),
+        cause=Cause(record["cause"]) if record["cause"] else None,
+        reason=record["reason"],
+        selector=record["selector"],
+        num_tied=record["tied"],
+        step=record["step"],
+        replaced=record.get("replaced", False),
     )
-    refinements_G = tuple(
-        Refinement(
-            text=entry.get("text", ""),
-            reward=entry["reward"],
-            num_tokens=entry["num_tokens"],
-            finished=entry["finished"],
-            failure=entry.get("failure", ""),
-        )
-        for entry in record["refinements"]
+
+
+def _round_of_record(number: int, entry: Mapping[str, Any], question: Any) -> PlannedRound:
+    ask = Round(
+        size=entry["size"],
+        use=Use(entry["use"]),
+        show=entry["show"],
+        train_under=TrainUnder(entry["train_under"]),
+        final=entry["final"],
+        reason=entry["reason"],
+        arm=entry.get("arm", ""),
     )
-    return GroupOutcome(plan, refinements_G, record["stage2_seconds"], record["step"], record.get("policy_version"))
+    return PlannedRound(
+        number=number,
+        first_index=entry["first_index"],
+        ask=ask,
+        prompt=entry.get("prompt", question),
+        shown_text=entry.get("shown_text", ""),
+        shortened=entry["shortened"],
+        seconds=entry["seconds"],
+    )
 
 
 def _ends_in_half_a_line(descriptor: int) -> bool:
@@ -143,56 +166,72 @@ def _ends_in_half_a_line(descriptor: int) -> bool:
     return os.read(descriptor, 1) != b"\n"
 
 
-def trace_record(outcome: GroupOutcome, *, texts: bool) -> dict[str, Any]:
+def trace_record(group: Group, *, texts: bool) -> dict[str, Any]:
     """One group as JSON-ready values."""
-    plan = outcome.plan
     record: dict[str, Any] = {
-        "group_id": plan.group_id,
-        "step": outcome.step,
-        "action": plan.action.value,
-        "cause": plan.cause.value if plan.cause else None,
-        "selected": plan.selection.draft.index if plan.selection else None,
-        "selector": plan.selection.selector if plan.selection else None,
-        "tied": plan.selection.num_tied if plan.selection else None,
-        "draft_shortened": plan.draft_shortened,
-        "drafts": [_draft_record(draft) for draft in plan.drafts_N],
-        "refinements": [
-            {
-                "reward": r.reward,
-                "num_tokens": r.num_tokens,
-                "finished": r.finished,
-                **({"failure": r.failure} if r.failure else {}),
-            }
-            for r in outcome.refinements_G
-        ],
-        "stage1_seconds": round(plan.stage1_seconds, 4),
-        "stage2_seconds": round(outcome.stage2_seconds, 4),
-        "policy_version": outcome.policy_version,
+        "version": VERSION,
+        "group_id": str(group.id),
+        "id": [group.id.purpose, group.id.step, group.id.place, group.id.attempt],
+        "step": group.step,
+        "mode": group.mode,
+        "num_slots": group.num_slots,
+        "refined": group.refined,
+        "trained": group.trained,
+        "cause": group.cause.value if group.cause else None,
+        "reason": group.reason,
+        "selector": group.selector,
+        "tied": group.num_tied,
+        "rounds": [_round_record(planned, texts=texts) for planned in group.rounds],
+        "samples": [_sample_record(sample, texts=texts) for sample in group.samples],
+        "slots": [[slot.sample, slot.on_question, slot.trained] for slot in group.slots_S],
         "time": round(time.time(), 3),
     }
-    if outcome.replaced:
+    if group.replaced:
         record["replaced"] = True
     if texts:
-        record["question"] = _prompt_text(plan.question)
-        record["prompt"] = _prompt_text(plan.prompt)
-        record["draft_text"] = plan.draft_text
-        for entry, draft in zip(record["drafts"], plan.drafts_N, strict=True):
-            entry["text"] = draft.text
-        for entry, refinement in zip(record["refinements"], outcome.refinements_G, strict=True):
-            entry["text"] = refinement.text
+        record["question"] = _prompt_text(group.question.prompt)
     return record
 
 
-def _draft_record(draft: Draft) -> dict[str, Any]:
+def _round_record(planned: PlannedRound, *, texts: bool) -> dict[str, Any]:
+    ask = planned.ask
     record: dict[str, Any] = {
-        "reward": draft.reward,
-        "num_tokens": draft.num_tokens,
-        "finished": draft.finished,
-        "outcome": draft.outcome.value,
-        "policy_version": draft.policy_version,
+        "size": ask.size,
+        "use": ask.use.value,
+        "show": ask.show,
+        "train_under": ask.train_under.value,
+        "final": ask.final,
+        "first_index": planned.first_index,
+        "shortened": planned.shortened,
+        "seconds": round(planned.seconds, 4),
+        "reason": ask.reason,
     }
-    if draft.detail:
-        record["detail"] = draft.detail
+    if ask.arm:
+        record["arm"] = ask.arm
+    if texts and ask.show is not None:
+        record["prompt"] = _prompt_text(planned.prompt)
+        record["shown_text"] = planned.shown_text
+    return record
+
+
+def _sample_record(sample: Sample, *, texts: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "round": sample.round,
+        "shown": sample.shown,
+        "reward": sample.reward,
+        "num_tokens": sample.num_tokens,
+        "finished": sample.finished,
+        "outcome": sample.outcome.value,
+        "policy_version": sample.policy_version,
+    }
+    if sample.detail:
+        record["detail"] = sample.detail
+    if sample.held is not None:
+        record["held"] = sample.held
+    if texts:
+        record["text"] = sample.text
+        if sample.visible != sample.text:
+            record["visible"] = sample.visible
     return record
 
 

@@ -28,8 +28,8 @@ class RefineConfig(BaseModel):
     enabled: bool = Field(True, description="Switch refinement on. Off is the plain host, bit for bit.")
     mode: str = Field(
         "paper",
-        description="How the slots of a group are filled, round by round: `paper`, `joint`, `on_failure` or a plugin's; "
-        "see `refine-wrapper plugins`.",
+        description="How the slots of a group are filled, round by round: `paper`, `joint`, `on_failure` ...; see "
+        "`refine-wrapper plugins`.",
     )
     mode_options: dict[str, Any] = Field(
         default_factory=dict[str, Any], description="Options of the mode, e.g. rounds=3 for the mode rounds."

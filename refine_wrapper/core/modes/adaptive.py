@@ -11,7 +11,7 @@ _FRESH, _REFINED = "fresh", "refined"
 
 @dataclass(frozen=True)
 class Adaptive(Mode):
-    """As on_failure, but an all-wrong group gets the rest fresh or as refinements, whichever solved more such groups lately.
+    """As on_failure, but all-wrong groups get the rest fresh or as refinements, whichever solved more of them lately.
 
     A seeded bandit (UCB1) over recent steps; ``explore`` is the share of groups that get either by chance.
     """

@@ -90,7 +90,7 @@ class GroupSoFar:
     question: Question
     num_slots: int
     rules: Rules
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     samples: tuple[Sample, ...] = ()
     rounds: tuple[PlannedRound, ...] = ()
     slots: tuple[int, ...] = ()
@@ -158,9 +158,7 @@ class GroupSoFar:
         """Fill ``size`` slots on q' that shows the selected candidate; without one, what ``on_no_draft`` says."""
         if self.refused or not self.candidates:
             return self.without_refinement()
-        return Round(
-            size, Use.FILL, self.select().index, train_under=train_under, final=True, reason=reason, arm=arm
-        )
+        return Round(size, Use.FILL, self.select().index, train_under=train_under, final=True, reason=reason, arm=arm)
 
 
 class Mode(ABC):
@@ -175,7 +173,7 @@ class Mode(ABC):
     def next(self, group: GroupSoFar) -> Round | End:
         """The next round, or the end. A shown sample that cannot be shown is in ``group.refused`` when asked again."""
 
-    def check(self, num_slots: int, rules: Rules) -> None:
+    def check(self, num_slots: int, rules: Rules) -> None:  # noqa: B027 - most modes have nothing to refuse
         """Refuse a group size it cannot work with.
 
         Raises:

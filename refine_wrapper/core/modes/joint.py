@@ -8,7 +8,7 @@ from refine_wrapper.core.types import End, Round, TrainUnder, Use
 
 @dataclass(frozen=True)
 class Joint(Mode):
-    """N slots on q, the others on q' that shows the selected one of them; all are one group (Critique-GRPO trains both)."""
+    """N slots on q, the others on q' that shows the selected one; all are one group (as in Critique-GRPO)."""
 
     num_drafts: int = 4
     train_under: TrainUnder = TrainUnder.SAMPLED

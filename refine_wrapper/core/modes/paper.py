@@ -8,7 +8,7 @@ from refine_wrapper.core.types import End, Round, Use
 
 @dataclass(frozen=True)
 class Paper(Mode):
-    """N drafts on q that are only context, then all slots on q' that shows the selected one (iGRPO, arXiv 2602.09000)."""
+    """N drafts on q as context only, then all slots on q' that shows the selected one (iGRPO, arXiv 2602.09000)."""
 
     num_drafts: int = 4
 

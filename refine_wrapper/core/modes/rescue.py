@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from refine_wrapper.core.modes.interface import GroupSoFar, Mode, Rules
 from refine_wrapper.core.types import Cause, End, Round, TrainUnder, Use
 
 
 @dataclass(frozen=True)
 class Rescue(Mode):
-    """All slots on q; if all are wrong R more samples that show one of them, and each right one takes a wrong one's slot.
+    """All slots on q; if all are wrong, R more samples that show one, and each right one takes a wrong one's slot.
 
     R is ``num_drafts``. Samples that take a slot are trained as answers to q. One wrong sample stays, so that the
     group has an advantage. ``fresh`` samples the R on q: the control.

@@ -29,5 +29,7 @@ class WorstFormatted:
             ) from None
 
     def select(self, drafts: Sequence[Sample], context: SelectionContext) -> Sample:
-        well_formed = [draft for draft in drafts if draft.finished and re.search(self.pattern, draft.visible, re.DOTALL)]
+        well_formed = [
+            draft for draft in drafts if draft.finished and re.search(self.pattern, draft.visible, re.DOTALL)
+        ]
         return min(well_formed or drafts, key=reward_of)
