@@ -304,6 +304,6 @@ class CopyWatch:
             warnings.warn(
                 f"refine: over the last {total} refined groups {mean_copy:.0%} of the refinements repeat the answer of "
                 f"the sample they were shown and only {mean_active:.0%} of the groups have a gradient (copy collapse). "
-                "Consider mode=on_failure, selector=best_imperfect or worst_formatted, refine_share below 1, or the plain objective.",
+                "Consider mode=on_failure, selector=best_imperfect, refine_share below 1, or the plain objective.",
                 stacklevel=2,
             )

@@ -93,8 +93,7 @@ class Planner:
         """
         while group.end is None:
             if group.rounds and group.rounds[-1].ask.final:
-                last = group.rounds[-1].ask
-                return replace(group, end=End(cause=last.cause, reason=last.reason)), None
+                return replace(group, end=_end_of(group)), None
             answer: Any = self._asked.next(group)
             self._check(group, answer)
             if isinstance(answer, End):
@@ -150,7 +149,7 @@ class Planner:
 
     def close(self, group: GroupSoFar, *, step: int | None = None) -> Group:
         """The finished group. One that was torn down has what it got so far."""
-        end = group.end or End()
+        end = group.end or _end_of(group)
         slots: list[Slot] = []
         for index in group.slots:
             taker = end.takes.get(index)
@@ -315,6 +314,12 @@ def holds(room: PromptRoom, prompt_ids: Sequence[int], shown_text: str) -> bool:
         room.tokenizer.encode(shown_text, add_special_tokens=False), skip_special_tokens=False
     )
     return "".join(again.split()) in text
+
+
+def _end_of(group: GroupSoFar) -> End:
+    """The end of a group whose mode has nothing more to say: its last round was final, or it was torn down."""
+    last = group.rounds[-1].ask if group.rounds else None
+    return End(cause=last.cause, reason=last.reason) if last is not None and last.final else End()
 
 
 def _what_is_wrong(group: GroupSoFar, answer: Any) -> str:

@@ -105,12 +105,10 @@ class Member:
         return planner.slot_of(planned, sample, own)
 
     def leave(self) -> None:
-        """A member that leaves without a report has failed: the group goes on without its sample."""
-        turn = self._running.turns.get(self.number)
-        if turn is not None and turn.done() and not turn.cancelled() and turn.exception() is None:
-            report = self._running.report(self.number)
-            if not report.done():
-                report.set_result(Sample(outcome=Outcome.EXCEPTION, detail="the host ended this sample"))
+        """A member that leaves without a report has failed, before its turn or after: the group goes on without it."""
+        report = self._running.report(self.number)
+        if not report.done():
+            report.set_result(Sample(outcome=Outcome.EXCEPTION, detail="the host ended this sample"))
 
 
 class Rollout:

@@ -13,19 +13,19 @@ class CompletionBudget:
     """Completions per prompt of a refined run against the plain run it replaces.
 
     Attributes:
-        num_drafts: N.
-        num_refinements: G, the host's group size in the refined run.
+        num_context: Completions beside those in slots, at most (``Mode.num_context``; N in mode paper).
+        num_slots: S, the host's group size in the refined run.
         baseline: Completions per prompt that the plain run samples.
     """
 
-    num_drafts: int
-    num_refinements: int
+    num_context: int
+    num_slots: int
     baseline: int
 
     @property
     def completions(self) -> int:
-        """N + G."""
-        return self.num_drafts + self.num_refinements
+        """All completions of a group, at most."""
+        return self.num_context + self.num_slots
 
     @property
     def matched(self) -> bool:
@@ -34,10 +34,13 @@ class CompletionBudget:
 
     def describe(self) -> str:
         """One sentence for the screen."""
-        total = (
-            f"N={self.num_drafts} drafts + G={self.num_refinements} refinements = {self.completions} completions per "
-            "prompt"
-        )
+        if not self.num_context:
+            total = f"All {self.num_slots} completions of a group are trained"
+        else:
+            total = (
+                f"{self.num_context} completions as context + {self.num_slots} that are trained = {self.completions} "
+                "per prompt"
+            )
         if self.matched:
             return f"{total}, as many as the plain run samples"
         return f"{total}; the plain run samples {self.baseline}"

@@ -45,6 +45,9 @@ def build(
         return TypeAdapter(made).validate_python(values)
     except ValidationError as error:
         found = error.errors()[0]
+        own = found.get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):  # the class has checked its options itself, and says it better
+            raise own from None
         where = ".".join(str(part) for part in found["loc"])
         raise ConfigError(
             f"refine: {kind} {name!r}, {kind}_options {where} = {found['input']!r}: {found['msg'][:1].lower()}"

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 from core_standins import plugins_with
 
-from refine_wrapper.core.metrics import METRICS
-from refine_wrapper.core.refiner import build_selector
+from refine_wrapper.core.metrics import MEANINGS
+from refine_wrapper.core.planner import make_rules
 from refine_wrapper.plugins import hookspecs
 from refine_wrapper.settings.config import RefineConfig, field_names
 
@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs"
     ("file", "names"),
     [
         ("configuration.md", [f"`--refine.{name}`" for name in field_names()]),
-        ("metrics.md", [f"`{name.rpartition('/')[2]}`" if name.count("/") > 1 else f"`{name}`" for name in METRICS]),
+        ("metrics.md", [f"`{name.rpartition('/')[2]}`" if name.count("/") > 1 else f"`{name}`" for name in MEANINGS]),
         ("plugins.md", [f"### `{name}`" for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]),
     ],
 )
@@ -43,7 +43,5 @@ def test_the_plugin_of_the_documentation_runs(monkeypatch: pytest.MonkeyPatch) -
     plugin = ModuleType("documented")
     monkeypatch.setitem(sys.modules, "documented", plugin)
     exec(code[1], vars(plugin))
-    selector = build_selector(
-        RefineConfig(selector="shortest", selector_options={"min_tokens": 8}), plugins_with(plugin)
-    )
-    assert selector.min_tokens == 8  # type: ignore[attr-defined]
+    config = RefineConfig(selector="shortest", selector_options={"min_tokens": 8})
+    assert make_rules(config, plugins_with(plugin)).selector.min_tokens == 8  # type: ignore[attr-defined]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core_standins import built_in, finished, plugins_with, refiner_with, scored
+from core_standins import asked, built_in, carried_out, chatml, paper_group, planner_with, plugins_with, recorder_with
 
 from refine_wrapper import hookimpl
+from refine_wrapper.core.modes.interface import GroupSoFar, Mode
 from refine_wrapper.core.prompts.turns import TurnTemplate
-from refine_wrapper.core.types import Action, Draft, DraftOutcome, FallbackCause
-from refine_wrapper.errors import ConfigError
+from refine_wrapper.core.types import End, Group, Outcome, Round, Sample, Use
 from refine_wrapper.hosts.adapter import Adapter, ObjectiveSettings
 from refine_wrapper.plugins import hookspecs
 
 HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]
-FIRST_RESULT = {"normalize_reward", "select_draft", "build_prompt", "extract_answer"}
+FIRST_RESULT = {"normalize_reward", "extract_answer"}
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -44,8 +45,9 @@ def test_decisions_take_the_first_answer_and_all_others_are_collected(hook: str)
 
 
 def test_register_selectors() -> None:
+    @dataclass(frozen=True)
     class Last:
-        def select(self, drafts: Any, context: Any) -> Draft:
+        def select(self, drafts: Any, context: Any) -> Sample:
             return drafts[-1]
 
     class Plugin:
@@ -53,8 +55,8 @@ def test_register_selectors() -> None:
         def register_selectors(self) -> Any:
             return {"last": Last}
 
-    plan = refiner_with(Plugin(), selector="last").plan("g", "q", scored(1.0, 0.0))
-    assert plan.draft_text == "draft 1"
+    group = paper_group(planner_with(Plugin(), selector="last", num_drafts=2), (1.0, 0.0), (1.0,))
+    assert group.rounds[1].shown_text == "sample 1"
 
 
 def test_register_templates() -> None:
@@ -63,51 +65,45 @@ def test_register_templates() -> None:
         def register_templates(self) -> Any:
             return {"short": TurnTemplate.build("short", ["{draft}? {question}"], "{draft}: {question}")}
 
-    refiner = refiner_with(Plugin(), template="short")
-    assert refiner.plan("g", "q", scored(1.0)).prompt == "draft 0: q"
+    planner = planner_with(Plugin(), template="short", num_drafts=1, tokenizer=chatml())
+    assert paper_group(planner, (1.0,), (1.0,)).rounds[1].prompt == "sample 0: q"
     question = [{"role": "user", "content": "q"}]
-    assert refiner.plan("g", question, scored(1.0)).prompt == [{"role": "user", "content": "draft 0? q"}]
+    prompt = paper_group(planner, (1.0,), (1.0,), prompt=question).rounds[1].prompt
+    assert prompt == [{"role": "user", "content": "sample 0? q"}]
 
 
-@pytest.mark.parametrize("answer", list(Action))
-def test_register_plans(answer: Action) -> None:
-    asked: list[Any] = []
+def test_register_modes() -> None:
+    """The mode that the interface shows to authors."""
+    seen: list[GroupSoFar] = []
 
-    class Policy:
-        def decide(self, group_id: str, drafts: Any, selected: Draft, max_reward: float) -> Action:
-            asked.append((group_id, [d.index for d in drafts], selected.index, max_reward))
-            return answer
+    @dataclass(frozen=True)
+    class ShowLongest(Mode):
+        """Half of the slots on q, the others on q' that shows the longest sample."""
 
-    class Plugin:
-        @hookimpl
-        def register_plans(self) -> Any:
-            return {"mine": Policy}
+        half: float = 0.5
 
-    plan = refiner_with(Plugin(), plan="mine", max_reward=3.0).plan("g", "q", scored(0.0, None, 2.0))
-    assert asked == [("g", [0, 2], 2, 3.0)]
-    assert plan.action is answer
-    assert plan.cause is (None if answer is Action.REFINE else FallbackCause.PLAN_POLICY)
-    assert (plan.prompt == "q") == (answer is not Action.REFINE)
-    assert plan.draft_text == ("draft 2" if answer is Action.REFINE else "")
-    assert len(plan.drafts_N) == 3
-
-
-def test_register_plans_may_answer_with_the_name_of_an_action() -> None:
-    class Policy:
-        def decide(self, **arguments: Any) -> str:
-            raise AssertionError("positional arguments")
-
-        def __init__(self) -> None:
-            self.decide = lambda *arguments: "refine"  # type: ignore[method-assign]
+        def next(self, group: GroupSoFar) -> Round | End:
+            seen.append(group)
+            if not group.rounds:
+                return Round(int(group.num_slots * self.half), Use.FILL)
+            if not group.candidates:
+                return group.without_refinement()
+            longest = max(group.candidates, key=lambda sample: sample.num_tokens)
+            return Round(group.slots_left, Use.FILL, show=longest.index, final=True)
 
     class Plugin:
         @hookimpl
-        def register_plans(self) -> Any:
-            return {"mine": Policy}
+        def register_modes(self) -> Any:
+            return {"show_longest": ShowLongest}
 
-    plan = refiner_with(Plugin(), plan="mine").plan("g", "q", scored(1.0))
-    assert plan.action is Action.REFINE
-    assert plan.draft_text == "draft 0"
+    planner = planner_with(Plugin(), mode="show_longest", mode_options={"half": 0.25}, max_reward=3.0)
+    question = asked("q", columns={"level": 3})
+    group = carried_out(planner, question, 8, (0.0, None), (1.0,) * 6)
+    assert [planned.ask.show for planned in group.rounds] == [None, 0]
+    assert group.mode == "show_longest"
+    last = seen[-1]
+    assert (last.question.columns, last.rules.max_reward, last.slots_left) == ({"level": 3}, 3.0, 6)
+    assert [sample.outcome for sample in last.samples] == [Outcome.OK, Outcome.NO_REWARD]
 
 
 def test_register_rewards() -> None:
@@ -158,81 +154,32 @@ def test_normalize_reward() -> None:
             seen.append(reward)
             return reward["score"] if isinstance(reward, dict) else None
 
-    drafts = refiner_with(Plugin()).plan("g", "q", scored({"score": 2.0}, 0.5, None, [0.25])).drafts_N
+    drafts = paper_group(planner_with(Plugin()), ({"score": 2.0}, 0.5, None, [0.25]), (0.5,)).drafts
     assert [draft.reward for draft in drafts] == [2.0, 0.5, None, 0.25]
-    assert seen == [{"score": 2.0}, 0.5, [0.25]]  # no reward: nothing to ask about
+    assert seen == [{"score": 2.0}, 0.5, [0.25], 0.5]  # no reward: nothing to ask about
 
 
-def test_normalize_reward_that_raises_costs_this_draft_only() -> None:
+def test_normalize_reward_that_raises_costs_this_sample_only() -> None:
     class Plugin:
         @hookimpl
         def normalize_reward(self, reward: Any) -> float | None:
             return reward["score"]
 
-    plan = refiner_with(Plugin()).plan("g", "q", scored({"scores": 1}, {"score": 0.5}))
-    assert [draft.outcome for draft in plan.drafts_N] == [DraftOutcome.REWARD_EXCEPTION, DraftOutcome.OK]
-    assert plan.drafts_N[0].detail == "KeyError: 'score'"
-    assert plan.draft_text == "draft 1"
+    group = paper_group(planner_with(Plugin(), num_drafts=2), ({"scores": 1}, {"score": 0.5}), ({"score": 1.0},))
+    assert [draft.outcome for draft in group.drafts] == [Outcome.REWARD_EXCEPTION, Outcome.OK]
+    assert group.samples[0].detail == "KeyError: 'score'"
+    assert group.rounds[1].shown_text == "sample 1"
 
 
 @pytest.mark.parametrize("answer", ["high", [1.0], object()])
-def test_normalize_reward_that_answers_nonsense_costs_this_draft_only(answer: Any) -> None:
+def test_normalize_reward_that_answers_nonsense_costs_this_sample_only(answer: Any) -> None:
     class Plugin:
         @hookimpl
         def normalize_reward(self, reward: Any) -> Any:
             return answer if reward == 1.0 else None
 
-    plan = refiner_with(Plugin()).plan("g", "q", scored(1.0, 0.5))
-    assert [draft.outcome for draft in plan.drafts_N] == [DraftOutcome.REWARD_EXCEPTION, DraftOutcome.OK]
-
-
-def test_select_draft() -> None:
-    seen: list[Any] = []
-
-    class Plugin:
-        @hookimpl
-        def select_draft(self, group_id: str, drafts: Any, config: Any) -> int | None:
-            seen.append((group_id, [draft.index for draft in drafts], config.seed))
-            return 3 if group_id == "mine" else None
-
-    refiner = refiner_with(Plugin(), seed=9)
-    assert refiner.plan("mine", "q", scored(None, 1.0, 0.5, 0.0)).draft_text == "draft 3"
-    assert refiner.plan("other", "q", scored(None, 1.0, 0.5, 0.0)).draft_text == "draft 1"
-    assert seen == [("mine", [1, 2, 3], 9), ("other", [1, 2, 3], 9)]
-
-
-@pytest.mark.parametrize("index", [0, 4, -1])
-def test_select_draft_must_choose_a_usable_one(index: int) -> None:
-    class Plugin:
-        @hookimpl
-        def select_draft(self) -> int:
-            return index
-
-    with pytest.raises(ConfigError) as raised:
-        refiner_with(Plugin()).plan("g", "q", scored(None, 1.0, 0.5, 0.0))
-    assert str(raised.value) == (
-        f"refine: a plugin's select_draft chose draft {index}, which is not among the usable ones [1, 2, 3] of group 'g'."
-    )
-
-
-def test_build_prompt() -> None:
-    seen: list[Any] = []
-
-    class Plugin:
-        @hookimpl
-        def build_prompt(self, question: Any, draft: str, room: Any, config: Any) -> Any:
-            seen.append((question, draft, room.max_prompt_tokens, config.template))
-            return f"{draft} | {question}" if question != "theirs" else None
-
-    refiner = refiner_with(Plugin(), limit=20)
-    assert refiner.plan("g", "q", scored(0.0, 1.0)).prompt == "draft 1 | q"
-    long = scored(1.0)[0].__class__(text="0123456789" * 3 + "<|endoftext|>", reward=1.0)
-    plan = refiner.plan("g", "question", [long])
-    assert plan.prompt == f"{plan.draft_text} | question"
-    assert len(plan.prompt) <= 20
-    assert plan.draft_shortened
-    assert all("<|endoftext|>" not in draft for _, draft, _, _ in seen)  # neutralised before a plugin sees it
-    assert {limit for _, _, limit, _ in seen} == {20}
+    group = paper_group(planner_with(Plugin(), num_drafts=2), (1.0, 0.5), (0.5,))
+    assert [draft.outcome for draft in group.drafts] == [Outcome.REWARD_EXCEPTION, Outcome.OK]
 
 
 def test_extract_answer() -> None:
@@ -241,10 +188,13 @@ def test_extract_answer() -> None:
         def extract_answer(self, text: str) -> str | None:
             return text.rpartition("=")[2].strip() if "=" in text else None
 
-    refiner = refiner_with(Plugin())
-    plan = refiner.plan("g", "q", [scored(1.0)[0].__class__(text="6 x 7 = 42", reward=1.0)])
-    assert refiner.finish([finished(plan, [1.0], text="I get = 42")])["refine/copy_rate"] == 1.0
-    assert refiner.finish([finished(plan, [1.0], text="I get 42")])["refine/copy_rate"] == 0.0
+    def copy_rate(text: str) -> float:
+        planner, recorder = planner_with(num_drafts=1), recorder_with(Plugin())
+        group = paper_group(planner, (Sample("6 x 7 = 42", reward=1.0),), (Sample(text, reward=1.0),))
+        return recorder.record([group])["refine/copy_rate"]
+
+    assert copy_rate("I get = 42") == 1.0
+    assert copy_rate("I get 42") == 0.0
 
 
 # Observers
@@ -255,16 +205,19 @@ def test_group_finished() -> None:
 
     class One:
         @hookimpl
-        def group_finished(self, outcome: Any, config: Any) -> None:
-            seen.append(("one", outcome.plan.group_id, config.num_drafts))
+        def group_finished(self, group: Group, config: Any) -> None:
+            seen.append(("one", str(group.id), config.num_drafts))
 
     class Two:
         @hookimpl
-        def group_finished(self, outcome: Any) -> None:
-            seen.append(("two", outcome.plan.group_id, len(outcome.refinements_G)))
+        def group_finished(self, group: Group) -> None:
+            seen.append(("two", str(group.id), len(group.refinements)))
 
-    refiner = refiner_with(One(), Two(), num_drafts=1)
-    outcomes = [finished(refiner.plan(group, "q", scored(1.0)), [1.0, 0.0]) for group in ("a", "b")]
-    refiner.finish(outcomes)
-    assert sorted(seen) == [("one", "a", 1), ("one", "b", 1), ("two", "a", 2), ("two", "b", 2)]
-    assert [group for name, group, _ in seen if name == "one"] == ["a", "b"]
+    recorder = recorder_with(One(), Two(), num_drafts=1)
+    recorder.record([paper_group(planner_with(num_drafts=1), (1.0,), (1.0, 0.0), place) for place in range(2)])
+    assert sorted(seen) == [
+        ("one", "train-0-0", 1),
+        ("one", "train-0-1", 1),
+        ("two", "train-0-0", 2),
+        ("two", "train-0-1", 2),
+    ]

@@ -34,7 +34,11 @@ def test_the_package_costs_next_to_nothing() -> None:
 
 def test_no_core_module_loads_torch_or_a_host() -> None:
     names, _ = _loaded(
-        "refine_wrapper.core.refiner", "refine_wrapper.core.rollout", "refine_wrapper.core.batch", "refine_wrapper.cli"
+        "refine_wrapper.core.planner",
+        "refine_wrapper.core.recorder",
+        "refine_wrapper.core.rollout",
+        "refine_wrapper.core.batch",
+        "refine_wrapper.cli",
     )
     assert not {name.partition(".")[0] for name in names} & HEAVY
     names, _ = _loaded(*(f"refine_wrapper_{host}.plugin" for host in ("trl", "openrlhf", "verl")))

@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from core_standins import plugins_with, refiner_with, scored
+from core_standins import paper_group, planner_with, plugins_with
 
 from refine_wrapper import hookimpl
-from refine_wrapper.core.types import Draft
+from refine_wrapper.core.types import Sample
 from refine_wrapper.errors import PluginError
 from refine_wrapper.hosts.adapter import ObjectiveSettings
 from refine_wrapper.plugins.manager import REGISTRIES, Plugins
@@ -29,7 +29,7 @@ class Shortest:
 
     min_tokens: int = 1
 
-    def select(self, drafts: Sequence[Draft], context: Any) -> Draft:
+    def select(self, drafts: Sequence[Sample], context: Any) -> Sample:
         return min((d for d in drafts if d.num_tokens >= self.min_tokens), key=lambda d: d.num_tokens)
 
 
@@ -58,7 +58,7 @@ def test_built_ins_come_through_the_public_hooks() -> None:
     assert [n for n in plugins.names() if n.startswith("refine_wrapper.")] == [
         "refine_wrapper.core.selection.hooks",
         "refine_wrapper.core.prompts.hooks",
-        "refine_wrapper.core.plans.hooks",
+        "refine_wrapper.core.modes.hooks",
         "refine_wrapper.rewards.hooks",
     ]
     for kind, hook in REGISTRIES.items():
@@ -70,7 +70,7 @@ def test_built_ins_come_through_the_public_hooks() -> None:
         assert registered.keys() == plugins.all(kind).keys(), kind
     assert plugins.owner("selector", "best") == "refine_wrapper.core.selection.hooks"
     assert plugins.owner("template", "turns") == "refine_wrapper.core.prompts.hooks"
-    assert plugins.owner("plan", "paper") == "refine_wrapper.core.plans.hooks"
+    assert plugins.owner("mode", "paper") == "refine_wrapper.core.modes.hooks"
     assert plugins.owner("reward", "math") == "refine_wrapper.rewards.hooks"
 
 
@@ -79,11 +79,10 @@ def test_built_ins_come_through_the_public_hooks() -> None:
 
 def test_a_third_partys_selector_end_to_end() -> None:
     plugin = registering("selector", shortest=Shortest)
-    refiner = refiner_with(plugin, selector="shortest", selector_options={"min_tokens": 2})
-    plan = refiner.plan("g", "q", scored(1.0, 0.0, 0.5))  # of 1, 2 and 3 tokens
-    assert plan.selection is not None
-    assert (plan.selection.draft.index, plan.selection.selector, plan.draft_text) == (1, "shortest", "draft 1")
-    assert refiner.plugins.owner("selector", "shortest") == "inline_0"
+    planner = planner_with(plugin, selector="shortest", selector_options={"min_tokens": 2}, num_drafts=3)
+    group = paper_group(planner, (1.0, 0.0, 0.5), (1.0,))  # of 1, 2 and 3 tokens
+    assert (group.rounds[1].ask.show, group.selector) == (1, "shortest")
+    assert planner.plugins.owner("selector", "shortest") == "inline_0"
 
 
 def test_modules_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,23 +118,23 @@ def test_objectives_of_one_name_and_host_are_refused() -> None:
 def test_a_wrong_signature_names_plugin_hook_and_file() -> None:
     class Wrong:
         @hookimpl
-        def select_draft(self, group_id: str, draughts: Any) -> None: ...
+        def extract_answer(self, draughts: Any) -> None: ...
 
     message = message_of(lambda: Plugins(entry_points=False).register(Wrong(), "wrong_one"))
     assert message.startswith(f"refine: plugin 'wrong_one' ({HERE}): ")
-    assert "select_draft" in message
+    assert "extract_answer" in message
     assert "draughts" in message
 
 
 def test_an_unknown_hook_names_plugin_file_and_the_nearest_hook() -> None:
     class Wrong:
         @hookimpl
-        def select_drafts(self) -> None: ...
+        def extract_answers(self) -> None: ...
 
     message = message_of(lambda: Plugins(entry_points=False).register(Wrong(), "wrong_one"))
     assert message == (
-        f"refine: plugin 'wrong_one' ({HERE}) implements 'select_drafts', which is no hook. "
-        "Did you mean 'select_draft'?"
+        f"refine: plugin 'wrong_one' ({HERE}) implements 'extract_answers', which is no hook. "
+        "Did you mean 'extract_answer'?"
     )
 
 
@@ -151,12 +150,12 @@ def test_a_name_that_is_taken_names_both_plugins_the_hook_and_the_file() -> None
 def test_what_is_no_mapping_is_refused(returned: Any) -> None:
     class Wrong:
         @hookimpl
-        def register_plans(self) -> Any:
+        def register_modes(self) -> Any:
             return returned
 
     message = message_of(lambda: plugins_with(Wrong()))
     assert message == (
-        f"refine: plugin 'inline_0' ({HERE}), hook 'register_plans' must return a mapping of names, not "
+        f"refine: plugin 'inline_0' ({HERE}), hook 'register_modes' must return a mapping of names, not "
         f"{type(returned).__name__}."
     )
 
@@ -211,20 +210,18 @@ def test_a_plugin_defined_interactively_has_no_file() -> None:
 def test_decisions_are_asked_latest_plugin_first_and_none_passes_on() -> None:
     asked: list[str] = []
 
-    def deciding(name: str, answer: int | None) -> object:
+    def deciding(name: str, answer: str | None) -> object:
         class Deciding:
             @hookimpl
-            def select_draft(self, drafts: Any) -> int | None:
+            def extract_answer(self, text: str) -> str | None:
                 asked.append(name)
                 return answer
 
         return Deciding()
 
-    refiner = refiner_with(deciding("first", 1), deciding("second", 0), deciding("third", None))
-    plan = refiner.plan("g", "q", scored(0.0, 0.5, 1.0))
+    plugins = plugins_with(deciding("first", "1"), deciding("second", "0"), deciding("third", None))
+    assert plugins.hook.extract_answer(text="x") == "0"
     assert asked == ["third", "second"]
-    assert plan.selection is not None
-    assert (plan.selection.draft.index, plan.selection.selector) == (0, "hook select_draft")
 
 
 def test_the_packages_own_answer_comes_last() -> None:

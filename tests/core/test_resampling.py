@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core_standins import finished, refiner_with, scored
+from core_standins import paper_group, planner_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_wrapper.core.metrics import METRICS, summarize
+from refine_wrapper.core.metrics import OTHER_METRICS, summarize
 from refine_wrapper.core.resampling import Candidate, Resampling, has_gradient, placed
 from refine_wrapper.core.trace import TraceWriter, read_trace
-from refine_wrapper.core.types import Action, GroupOutcome, GroupPlan
+from refine_wrapper.core.types import GroupId
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.hosts.adapter import ObjectiveSettings
 from refine_wrapper.hosts.objectives import resampling_rounds
@@ -37,7 +38,7 @@ batches = st.fixed_dictionaries(
 
 def _resampling(active: list[bool], **settings: Any) -> Resampling:
     given: dict[str, Any] = {"limit": 9, "seed": 0, "num_prompts": 50, "group_size": 4, **settings}
-    return Resampling([f"train-0-0-{n}" for n in range(len(active))], active, **given)
+    return Resampling([GroupId("train", 0, n) for n in range(len(active))], active, **given)
 
 
 @given(batches, st.data())
@@ -46,7 +47,7 @@ def test_the_rule(batch: dict[str, Any], data: st.DataObject) -> None:
     active, ranks, size = batch["active"], batch["num_ranks"], batch["group_size"]
     resampling, twin = _resampling(**batch), _resampling(**batch)
     open_groups = [position for position, is_active in enumerate(active) if not is_active]
-    first, ids, prompts, rounds = list(open_groups), list[str](), list[int](), 0
+    first, ids, prompts, rounds = list(open_groups), list[GroupId](), list[int](), 0
     while candidates := resampling.candidates():
         assert candidates == twin.candidates(), "another rank would come to something else"
         rounds += 1
@@ -90,9 +91,9 @@ def test_nothing_is_drawn_again_where_all_groups_have_a_gradient(batch: dict[str
 
 def test_the_group_s_own_prompt_where_no_others_can_be_drawn() -> None:
     resampling = _resampling([True, False], num_prompts=None)
-    assert resampling.candidates() == (Candidate(1, "train-0-0-1+1", None),)
+    assert resampling.candidates() == (Candidate(1, GroupId("train", 0, 1, 1), None),)
     resampling.replace([False])
-    assert resampling.candidates() == (Candidate(1, "train-0-0-1+2", None),)
+    assert resampling.candidates() == (Candidate(1, GroupId("train", 0, 1, 2), None),)
 
 
 def test_ranks_only_add_candidates_to_fill_up() -> None:
@@ -105,7 +106,7 @@ def test_ranks_only_add_candidates_to_fill_up() -> None:
 
 def test_prompts_depend_on_the_seed_and_the_group_alone_and_reach_all_of_the_data() -> None:
     def prompts(seed: int, step: int) -> list[int | None]:
-        ids = [f"train-{step}-0-{n}" for n in range(4)]
+        ids = [GroupId("train", step, n) for n in range(4)]
         made = Resampling(ids, [False] * 4, limit=1, seed=seed, num_prompts=16, group_size=4)
         return [c.prompt_index for c in made.candidates()]
 
@@ -139,10 +140,6 @@ def test_rows_of_replaced_groups_are_placed_once_on_whatever_rank(
     assert moved == {p * group_size + i: n * group_size + i for p, n in taken.items() for i in range(group_size)}
 
 
-def _plan(action: Action = Action.PLAIN) -> GroupPlan:
-    return GroupPlan("a", action, "q", "q")
-
-
 @pytest.mark.parametrize(
     ("rewards", "expected"),
     [
@@ -154,19 +151,17 @@ def _plan(action: Action = Action.PLAIN) -> GroupPlan:
     ],
 )
 def test_a_group_has_a_gradient_where_its_rewards_differ(rewards: list[list[float]], expected: list[bool]) -> None:
-    assert has_gradient([_plan(), _plan()], rewards) == expected
+    assert has_gradient([True, True], rewards) == expected
 
 
 def test_a_group_that_is_not_trained_has_none() -> None:
-    assert has_gradient([_plan(Action.SKIP), _plan()], [[1.0, 0.0, 1.0, 0.0]]) == [False, True]
+    assert has_gradient([False, True], [[1.0, 0.0, 1.0, 0.0]]) == [False, True]
 
 
 def test_replaced_groups_count_in_what_was_sampled_alone(tmp_path: Path) -> None:
-    refiner = refiner_with()
-    kept = finished(refiner.plan("a", "q", scored(0.0, 1.0)), [1.0, 0.0])
-    gone = GroupOutcome(
-        refiner.plan("b", "q", scored(1.0, 1.0)), finished(kept.plan, [1.0, 1.0]).refinements_G, replaced=True
-    )
+    planner = planner_with(num_drafts=2)
+    kept = paper_group(planner, (0.0, 1.0), (1.0, 0.0))
+    gone = replace(paper_group(planner, (1.0, 1.0), (1.0, 1.0), 1), replaced=True)
     assert kept.trainable
     assert not gone.trainable
     alone = summarize([kept], max_reward=1.0, extract_answer=str.strip)
@@ -181,7 +176,7 @@ def test_replaced_groups_count_in_what_was_sampled_alone(tmp_path: Path) -> None
 
 
 def test_the_names_are_documented() -> None:
-    assert set(_resampling([True]).metrics(completions=0)) <= set(METRICS)
+    assert set(_resampling([True]).metrics(completions=0)) <= set(OTHER_METRICS)
 
 
 class _Objectives:

@@ -12,52 +12,44 @@ from core_standins import chatml
 
 from refine_wrapper import errors
 from refine_wrapper.core import types
-from refine_wrapper.core.batch import DraftRows, Question
+from refine_wrapper.core.batch import Wave, WaveRow
+from refine_wrapper.core.modes.interface import Tally
 from refine_wrapper.core.selection.interface import SelectionContext
 from refine_wrapper.core.types import (
-    Action,
-    Draft,
-    DraftOutcome,
-    FallbackCause,
-    GroupOutcome,
-    GroupPlan,
+    Cause,
+    End,
+    Group,
+    GroupId,
+    Outcome,
+    PlannedRound,
+    Progress,
     PromptRoom,
-    Refinement,
-    RowPlan,
-    SampledDraft,
-    Selection,
+    Question,
+    Round,
+    Sample,
+    Slot,
+    TrainUnder,
+    Use,
 )
 from refine_wrapper.hosts.adapter import Adapter, ObjectiveSettings
 from refine_wrapper.hosts.budget import CompletionBudget
 
-
-def count_tokens(prompt: Any) -> int:
-    return len(prompt)
-
-
-DRAFT = Draft(1, "text", 0.5, 7, False, DraftOutcome.OK, "detail", 3)
-PLAN = GroupPlan(
-    "g",
-    Action.SKIP,
-    [{"role": "user", "content": "q"}],
-    "q'",
-    (DRAFT, Draft(1, outcome=DraftOutcome.TIMEOUT)),
-    Selection(DRAFT, "best", 2),
-    "draft",
-    True,
-    FallbackCause.NO_ROOM,
-    1.5,
-)
+QUESTION = Question(GroupId("train", 3, 1, 2), [{"role": "user", "content": "q"}], {"answer": "42"}, 5)
+SAMPLE = Sample("text", (1, 2), 2, False, 0.5, Outcome.OK, "detail", "v2", (0, 1), 3, 1, 0, True, "text")
+PLANNED = PlannedRound(1, 4, Round(2, Use.FILL, 0, TrainUnder.QUESTION, final=True), "q'", "shown", True, 7, 1.5)
 OBJECTS = [
-    DRAFT,
-    SampledDraft("text", [1.0], 3, False, DraftOutcome.EXCEPTION, "detail", "v2"),
-    PLAN,
-    PLAN.row(),
-    Refinement("r", 1.0, 3, False),
-    GroupOutcome(PLAN, (Refinement("r"),), 2.0, 5, "v3"),
-    Selection(DRAFT, "best"),
-    Question("g", "q"),
-    DraftRows((0, 0, 1, 1), 4),
+    QUESTION,
+    QUESTION.id,
+    SAMPLE,
+    PLANNED,
+    PLANNED.ask,
+    End({0: 1}, TrainUnder.SAMPLED, Cause.MODE, "why"),
+    Slot(3, on_question=True, trained=False),
+    Group(QUESTION, "paper", 2, (SAMPLE,), (PLANNED,), (Slot(0),), Cause.NO_ROOM, "why", "best", 2, 5, True),
+    Progress(3, 10),
+    Tally(3, 1),
+    WaveRow(0, PLANNED, 1),
+    Wave((WaveRow(0, PLANNED, None, padding=True),), 1),
     SelectionContext("g", 1, 1.0),
     CompletionBudget(4, 4, 8),
     Adapter("trl", "trl", ("1.0", None)),
@@ -85,17 +77,36 @@ def test_a_room_is_pickleable_where_its_function_is() -> None:
     assert (copy.max_prompt_tokens, copy.chat_kwargs) == (10, {"enable_thinking": False})
 
 
-def test_only_ok_drafts_are_usable() -> None:
-    assert [outcome for outcome in DraftOutcome if Draft(0, outcome=outcome).usable] == [DraftOutcome.OK]
+def test_only_ok_samples_may_be_shown() -> None:
+    assert [outcome for outcome in Outcome if Sample(outcome=outcome).usable] == [Outcome.OK]
 
 
-def test_a_row_says_what_it_is_sampled_from_and_whether_it_is_trained() -> None:
-    assert PLAN.row() == RowPlan("g", "q'", False, False)
-    assert dataclasses.replace(PLAN, action=Action.PLAIN).row() == RowPlan("g", "q'", False, True)
+def test_ids_of_groups_read_well_and_sort_by_step_and_place() -> None:
+    ids = [GroupId("train", step, place, attempt) for step in (2, 10) for place in (3, 20) for attempt in (0, 1)]
+    assert [str(group_id) for group_id in ids[:3]] == ["train-2-3", "train-2-3+1", "train-2-20"]
+    assert sorted(ids[::-1]) == ids
+    assert len(set(ids)) == 8
+
+
+def test_progress() -> None:
+    assert [Progress(3, 10).fraction, Progress(3).fraction, Progress(30, 10).fraction] == [0.3, 0.0, 1.0]
+
+
+def test_every_row_has_turns_of_its_own() -> None:
+    planned = dataclasses.replace(PLANNED, prompt=[{"role": "user", "content": "q"}])
+    one, other = planned.row_prompt(), planned.row_prompt()
+    assert one == other == planned.prompt
+    assert one[0] is not other[0]
+
+
+def test_a_group_on_its_way_to_another_process_has_no_token_ids() -> None:
+    group = Group(QUESTION, "paper", 1, (SAMPLE,), (PLANNED,), (Slot(0),))
+    [sample] = group.slim().samples
+    assert sample == dataclasses.replace(SAMPLE, token_ids=None, prompt_ids=None)
 
 
 def test_names_on_disk_and_in_metrics_do_not_change() -> None:
-    assert [o.value for o in DraftOutcome] == [
+    assert [outcome.value for outcome in Outcome] == [
         "ok",
         "exception",
         "reward_exception",
@@ -104,17 +115,17 @@ def test_names_on_disk_and_in_metrics_do_not_change() -> None:
         "non_finite",
         "wrong_length",
         "empty",
-        "over_budget",
     ]
-    assert [c.value for c in FallbackCause] == [
+    assert [cause.value for cause in Cause] == [
         "not_chosen",
         "no_usable_draft",
         "question_too_long",
         "no_room",
         "unsupported_prompt",
-        "plan_policy",
+        "mode",
+        "not_held",
     ]
-    assert [a.value for a in Action] == ["refine", "plain", "skip"]
+    assert [use.value for use in Use] == ["fill", "context", "take"]
 
 
 ERRORS = [e for _, e in inspect.getmembers(errors, inspect.isclass) if e is not errors.RefineError]
@@ -127,16 +138,3 @@ def test_every_error_has_the_root_and_a_standard_parent_and_crosses_processes(er
     copy = pickle.loads(pickle.dumps(error("message")))
     assert (type(copy), str(copy)) == (error, "message")
     assert error.__doc__
-
-
-def _priority(*num_tokens: int) -> int:
-    drafts = tuple(Draft(index, num_tokens=number) for index, number in enumerate(num_tokens))
-    return GroupPlan("g", Action.REFINE, "q", "q'", drafts_N=drafts).priority
-
-
-def test_in_an_engines_queue_refinements_of_long_drafts_come_first_and_all_after_drafts() -> None:
-    assert 0 < _priority(300, 100) < _priority(150, 150) < _priority(10)
-    # A draft that was not sampled says nothing of lengths.
-    assert _priority(200, 0) == _priority(200)
-    assert _priority() > _priority(1)
-    assert _priority(2**21) > 0

@@ -37,7 +37,7 @@ from refine_wrapper.core.types import (
     TrainUnder,
     Use,
 )
-from refine_wrapper.errors import ConfigError, NoDraftError
+from refine_wrapper.errors import ConfigError, NoDraftError, PluginError
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,20 @@ class GroupSoFar:
         return tuple(sample for sample in self.samples if sample.round == number)
 
     def select(self, candidates: Sequence[Sample] | None = None) -> Sample:
-        """The configured selector's choice among some candidates, by default all of them; there must be one."""
+        """The configured selector's choice among some candidates, by default all of them; there must be one.
+
+        Raises:
+            PluginError: If the selector chooses none of them.
+        """
         context = SelectionContext(str(self.question.id), self.rules.seed, self.rules.max_reward)
-        return self.rules.selector.select(self.candidates if candidates is None else candidates, context)
+        among = self.candidates if candidates is None else candidates
+        chosen = self.rules.selector.select(among, context)
+        if chosen not in among:
+            raise PluginError(
+                f"refine: selector {self.rules.selector_name!r} chose sample {getattr(chosen, 'index', chosen)!r} of "
+                f"group {self.question.id}. Allowed are {[sample.index for sample in among]}."
+            )
+        return chosen
 
     def draw(self, purpose: str) -> float:
         """A number in [0, 1): the same on every rank, whatever the order of arrival."""

@@ -1,4 +1,4 @@
-"""Stand-ins for what a host brings: tokenizers, rooms, sampled drafts, inline plugins.
+"""Stand-ins for what a host brings: tokenizers, rooms, samples, inline plugins.
 
 The tokenizer is a STAND-IN, because the environment of the core has neither `tokenizers` nor `transformers` nor jinja2:
 bytes (or runs of bytes, as merges make them), special tokens that are matched anywhere in a text as Hugging Face does,
@@ -9,11 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from refine_wrapper.core.refiner import Refiner
-from refine_wrapper.core.types import GroupOutcome, GroupPlan, Prompt, PromptRoom, Refinement, SampledDraft
+from refine_wrapper.core.planner import Planner
+from refine_wrapper.core.recorder import Recorder
+from refine_wrapper.core.types import (
+    Group,
+    GroupId,
+    PlannedRound,
+    Progress,
+    Prompt,
+    PromptRoom,
+    Purpose,
+    Question,
+    Sample,
+)
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 
@@ -196,21 +208,60 @@ def plugins_with(*plugins: object) -> Plugins:
     return loaded
 
 
-def refiner_with(
+def planner_with(
     *plugins: object, tokenizer: StandInTokenizer | None = None, limit: int | None = None, **settings: Any
-) -> Refiner:
-    """A Refiner for a base model's tokenizer unless told otherwise."""
+) -> Planner:
+    """A planner for a base model's tokenizer unless told otherwise."""
     loaded = plugins_with(*plugins) if plugins else built_in()
-    return Refiner(RefineConfig(**settings), room_of(tokenizer or plain(), limit), loaded)
+    return Planner(RefineConfig(**settings), room_of(tokenizer or plain(), limit), loaded)
 
 
-def scored(*rewards: Any, **options: Any) -> list[SampledDraft]:
-    """One sampled draft per reward, with the texts ``draft 0``, ``draft 1`` ..."""
-    return [
-        SampledDraft(text=f"draft {i}", reward=reward, num_tokens=i + 1, **options) for i, reward in enumerate(rewards)
-    ]
+def recorder_with(*plugins: object, observe: bool = True, **settings: Any) -> Recorder:
+    loaded = plugins_with(*plugins) if plugins else built_in()
+    return Recorder(RefineConfig(**settings), loaded, observe=observe)
 
 
-def finished(plan: GroupPlan, rewards: Iterable[float | None], text: str = "refined", **options: Any) -> GroupOutcome:
-    refinements = tuple(Refinement(text=text, reward=reward, num_tokens=10) for reward in rewards)
-    return GroupOutcome(plan, refinements, **options)
+def asked(prompt: Prompt = "q", place: int = 0, *, step: int = 0, purpose: Purpose = "train", **more: Any) -> Question:
+    return Question(GroupId(purpose, step, place), prompt, **more)
+
+
+Scored = Any
+"""What stands for a sample in the tests: a reward as a reward function returns it, or a sample by itself."""
+
+
+def sampled(planner: Planner, scored: Iterable[Scored], planned: PlannedRound | None = None) -> list[Sample]:
+    """One sample for each reward, with the texts ``sample 0``, ``sample 1`` ... of their group."""
+    first = planned.first_index if planned else 0
+    made: list[Sample] = []
+    for number, reward in enumerate(scored, first):
+        bare = reward if isinstance(reward, Sample) else Sample(f"sample {number}", num_tokens=number + 1)
+        if planned is not None and planned.ask.show is not None and bare.prompt_ids is None:
+            text = rendered(planner.room.tokenizer, planned.prompt)  # type: ignore[arg-type]
+            bare = replace(bare, prompt_ids=tuple(planner.room.tokenizer.encode(text)))
+        made.append(bare if isinstance(reward, Sample) else planner.scored(bare, reward))
+    return made
+
+
+def carried_out(
+    planner: Planner, question: Question, num_slots: int, *rounds: Sequence[Scored], progress: Progress | None = None
+) -> Group:
+    """A group sampled as the planner says, with these rewards round by round; more rounds than it asks for are wrong."""
+    left = list(rounds)
+    group = planner.open(question, num_slots, progress)
+    while True:
+        group, planned = planner.next(group)
+        if planned is None:
+            assert not left, f"the group ended before the rounds {left}"
+            return planner.close(group)
+        assert left, f"the group asks for one more round: {planned}"
+        rewards = left.pop(0)
+        assert len(rewards) == planned.ask.size, planned
+        group = planner.add(group, sampled(planner, rewards, planned), seconds=1.0)
+
+
+def paper_group(
+    planner: Planner, drafts: Sequence[Scored], refinements: Sequence[Scored], place: int = 0, prompt: Prompt = "q"
+) -> Group:
+    """A group of the mode ``paper`` with these rewards."""
+    assert planner.config.num_drafts == len(drafts)
+    return carried_out(planner, asked(prompt, place), len(refinements), drafts, refinements)
