@@ -35,11 +35,11 @@ class CompletionBudget:
     def describe(self) -> str:
         """One sentence for the screen."""
         if not self.num_context:
-            total = f"All {self.num_slots} completions of a group are trained"
+            total = f"{self.num_slots} completions per prompt, all of them trained"
         else:
             total = (
-                f"{self.num_context} completions as context + {self.num_slots} that are trained = {self.completions} "
-                "per prompt"
+                f"N={self.num_context} drafts + G={self.num_slots} refinements = {self.completions} completions per "
+                "prompt"
             )
         if self.matched:
             return f"{total}, as many as the plain run samples"
