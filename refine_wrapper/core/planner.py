@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from refine_wrapper.core.failures import describe
 from refine_wrapper.core.modes.interface import GroupSoFar, Mode, Rules, Tally
 from refine_wrapper.core.modes.wrappers import FittingQuestions, Share
 from refine_wrapper.core.prompts.builder import PromptBuilder
@@ -121,7 +122,7 @@ class Planner:
             answer: Any = self.plugins.hook.normalize_reward(reward=reward)
             number = None if answer is None else float(answer)
         except Exception as error:  # a plugin's or a reward's own trouble, whatever it is, costs this sample only
-            return replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=f"{type(error).__name__}: {error}")
+            return replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=describe(error))
         if number is None:
             return replace(sample, outcome=Outcome.WRONG_LENGTH, detail=f"not one number: {reward!r:.200}")
         if not math.isfinite(number):
@@ -131,7 +132,8 @@ class Planner:
     def add(self, group: GroupSoFar, samples: Sequence[Sample], *, seconds: float = 0.0) -> GroupSoFar:
         """The group with the samples of the round that was planned last, in order."""
         planned = group.rounds[-1]
-        joined = tuple(self._join(group, planned, place, sample) for place, sample in enumerate(samples))
+        held = self._held(planned, samples)
+        joined = tuple(self._join(planned, place, sample, held[place]) for place, sample in enumerate(samples))
         slots = group.slots
         if planned.ask.use is Use.FILL:
             slots = (*slots, *(sample.index for sample in joined))
@@ -245,16 +247,23 @@ class Planner:
             return Cause.NO_ROOM
         return PlannedRound(number, first, ask, built.prompt, built.draft_text, built.shortened, priority)
 
-    def _join(self, group: GroupSoFar, planned: PlannedRound, place: int, sample: Sample) -> Sample:
+    def _held(self, planned: PlannedRound, samples: Sequence[Sample]) -> list[bool | None]:
+        """Whether the tokens of each sample's prompt hold what the round shows; each prompt is looked at once."""
+        if planned.ask.show is None:
+            return [None] * len(samples)
+        known: dict[tuple[int, ...], bool] = {}
+        for sample in samples:
+            if sample.prompt_ids is not None and sample.prompt_ids not in known:
+                known[sample.prompt_ids] = holds(self.room, sample.prompt_ids, planned.shown_text)
+        return [sample.held if sample.prompt_ids is None else known[sample.prompt_ids] for sample in samples]
+
+    def _join(self, planned: PlannedRound, place: int, sample: Sample, held: bool | None) -> Sample:
         visible = self.prompts.visible(
             planned.prompt, sample.text, token_ids=sample.token_ids, finished=sample.finished
         )
         outcome = sample.outcome
         if outcome is Outcome.OK and not visible.strip():
             outcome = Outcome.EMPTY
-        held: bool | None = None
-        if planned.ask.show is not None and sample.prompt_ids is not None:
-            held = holds(self.room, sample.prompt_ids, planned.shown_text)
         return replace(
             sample,
             index=planned.first_index + place,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from refine_wrapper.core.failures import describe
 from refine_wrapper.core.modes.interface import GroupSoFar
 from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.types import Group, Outcome, PlannedRound, Progress, Question, Sample, Slot, Use
@@ -235,7 +236,7 @@ class Rollout:
         except (asyncio.TimeoutError, TimeoutError):
             return Sample(outcome=Outcome.TIMEOUT, detail="the host timed out")
         except Exception as error:
-            return Sample(outcome=Outcome.EXCEPTION, detail=f"{type(error).__name__}: {error}")
+            return Sample(outcome=Outcome.EXCEPTION, detail=describe(error))
 
     def _finish(self, key: Hashable, running: _Running) -> None:
         """Pass the group on, once; one that was torn down with what its members reported."""

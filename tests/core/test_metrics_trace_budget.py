@@ -18,7 +18,7 @@ from refine_wrapper import hookimpl
 from refine_wrapper.core.metrics import METRICS, OTHER_METRICS, CopyWatch, summarize
 from refine_wrapper.core.resampling import Resampling
 from refine_wrapper.core.trace import TraceWriter, group_of_record, parse_line, read_trace
-from refine_wrapper.core.types import Group, Sample
+from refine_wrapper.core.types import Group, Outcome, Sample
 from refine_wrapper.errors import BudgetError, ConfigError
 from refine_wrapper.hosts.budget import (
     CompletionBudget,
@@ -143,10 +143,40 @@ def test_an_observer_that_raises_and_a_full_disk_cost_a_warning_and_a_counter(
     for _ in range(2):
         assert recorder.record(groups)["refine/observer_failures"] == 6
     assert seen == ["train-0-0", "train-0-1", "train-0-2"] * 2
-    said = [record.getMessage() for record in caplog.records]
+    said = [record.getMessage() for record in caplog.records if "observer_failures" in record.getMessage()]
     assert len(said) == 2
     assert any("the trace could not be written: " in line for line in said)
     assert any("failed in group_finished: KeyError: 'mine'" in line for line in said)
+
+
+def test_the_first_failure_of_each_kind_is_said_with_its_own_message(caplog: pytest.LogCaptureFixture) -> None:
+    recorder, planner = recorder_with(), planner_with(num_drafts=3)
+    failed = [Sample(outcome=Outcome.REWARD_EXCEPTION, detail=f"ValueError: {n} (r.py, line 3)") for n in range(2)]
+    for place in range(3):
+        recorder.record([paper_group(planner, (*failed, None), (1.0,), place)])
+    said = [record.getMessage() for record in caplog.records if "ended as" in record.getMessage()]
+    assert said == [
+        "refine: a sample of group train-0-0 ended as reward_exception: ValueError: 0 (r.py, line 3). Training goes "
+        "on; such samples are counted.",
+        "refine: a sample of group train-0-0 ended as no_reward. Training goes on; such samples are counted.",
+    ]
+
+
+def test_a_run_that_refines_nothing_is_heard_after_its_first_batches(caplog: pytest.LogCaptureFixture) -> None:
+    def warnings_of(*groups: Group) -> list[str]:
+        caplog.clear()
+        recorder = recorder_with()
+        for group in groups:
+            recorder.record([group])
+        return [r.getMessage() for r in caplog.records if "none of the groups" in r.getMessage()]
+
+    planner = planner_with(num_drafts=1)
+    nothing, refined = paper_group(planner, (None,), (1.0,)), paper_group(planner, (0.5,), (1.0,))
+    by_choice = carried_out(planner_with(mode="on_failure", num_drafts=1), asked(), 2, (1.0,), (1.0,))
+    [said] = warnings_of(*[nothing] * 5)
+    assert "none of the groups of the first 3 batches was refined: no_usable_draft (3)" in said
+    assert warnings_of(nothing, nothing, refined, nothing) == []
+    assert warnings_of(*[by_choice] * 5) == []
 
 
 def test_only_one_process_observes(tmp_path: Path) -> None:

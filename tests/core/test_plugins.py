@@ -251,7 +251,7 @@ import sys
 from refine_wrapper.errors import PluginError
 from refine_wrapper.plugins.manager import Plugins
 try:
-    print(*sorted(set(Plugins().all("selector")) - {"best", "random", "worst_formatted", "best_imperfect", "median"}))
+    print(*sorted(set(Plugins().all("selector")) - set(Plugins(entry_points=False).all("selector"))))
 except PluginError as error:
     print(error)
 """

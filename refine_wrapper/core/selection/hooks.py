@@ -10,6 +10,7 @@ from refine_wrapper.core.selection.interface import Selector
 from refine_wrapper.core.selection.median import Median
 from refine_wrapper.core.selection.random_choice import RandomChoice
 from refine_wrapper.core.selection.worst_formatted import WorstFormatted
+from refine_wrapper.core.selection.wrong_first import WrongFirst
 from refine_wrapper.plugins.hookspecs import hookimpl
 
 
@@ -21,4 +22,5 @@ def register_selectors() -> Mapping[str, type[Selector]]:
         "worst_formatted": WorstFormatted,
         "best_imperfect": BestImperfect,
         "median": Median,
+        "wrong_first": WrongFirst,
     }

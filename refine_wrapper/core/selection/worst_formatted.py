@@ -11,7 +11,7 @@ from refine_wrapper.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class WorstFormatted:
-    r"""The worst of the well-formed drafts. A follow-up (two seeds, rejected in review) found more groups gradient-active.
+    r"""The worst of the well-formed drafts. A follow-up found more gradient-active groups (2 seeds, rejected).
 
     Well-formed means ended by itself (not at the length limit) and, where ``pattern`` is set, found by that regular
     expression, for example ``\\boxed\{`` or ``<answer>.*</answer>``. No draft is well-formed: the worst of all.

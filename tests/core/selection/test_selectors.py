@@ -17,7 +17,8 @@ from refine_wrapper.core.types import GroupId, Sample
 from refine_wrapper.errors import ConfigError, PluginError
 from refine_wrapper.plugins.hookspecs import hookimpl
 
-NAMES = ("best", "random", "worst_formatted", "best_imperfect", "median")
+NAMES = ("best", "random", "worst_formatted", "best_imperfect", "median", "wrong_first")
+DRAWN = ("random", "wrong_first")
 CONTEXT = SelectionContext("group", seed=0, max_reward=1.0)
 
 rewards_N = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, 2.0]), min_size=1, max_size=8)
@@ -119,7 +120,7 @@ def test_every_rank_makes_the_same_choice(rewards: list[float], name: str, place
     assert shown[0] == shown[1]
 
 
-@given(rewards_N, st.sampled_from([name for name in NAMES if name != "random"]), st.data())
+@given(rewards_N, st.sampled_from([name for name in NAMES if name not in DRAWN]), st.data())
 def test_a_rule_by_reward_chooses_the_same_reward_from_any_permutation(
     rewards: list[float], name: str, data: st.DataObject
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_rule_by_reward_chooses_the_same_reward_from_any_permutation(
     assert drafts[choose(name, drafts)].reward == shuffled[choose(name, shuffled)].reward
 
 
-@given(rewards_N, st.sampled_from([name for name in NAMES if name != "random"]))
+@given(rewards_N, st.sampled_from([name for name in NAMES if name not in DRAWN]))
 def test_ties_go_to_the_lowest_index(rewards: list[float], name: str) -> None:
     index = choose(name, drafts_of(*rewards))
     assert rewards.index(rewards[index]) == index
@@ -148,6 +149,12 @@ def test_random_is_roughly_uniform_over_groups_and_seeds() -> None:
     for counts in (by_group, by_seed):
         assert sorted(counts) == [0, 1, 2, 3]
         assert all(430 < count < 570 for count in counts.values()), counts  # 500 +- 3.6 standard deviations
+
+
+def test_wrong_first_draws_among_wrong_drafts_else_among_all() -> None:
+    contexts = [SelectionContext(f"g{i}", 0, 1.0) for i in range(200)]
+    assert {choose("wrong_first", drafts_of(1, 0, 1, 0.5), context) for context in contexts} == {1, 3}
+    assert {choose("wrong_first", drafts_of(1, 1, 1), context) for context in contexts} == {0, 1, 2}
 
 
 def test_selectors_cross_processes() -> None:
