@@ -251,7 +251,9 @@ import sys
 from refine_wrapper.errors import PluginError
 from refine_wrapper.plugins.manager import Plugins
 try:
-    print(*sorted(set(Plugins().all("selector")) - set(Plugins(entry_points=False).all("selector"))))
+    plugins = Plugins()
+    names = plugins.all("selector")
+    print(*sorted(name for name in names if not plugins.owner("selector", name).startswith("refine_wrapper.")))
 except PluginError as error:
     print(error)
 """
