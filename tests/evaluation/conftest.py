@@ -10,8 +10,8 @@ import pytest
 import torch
 from refine_testing.tiny import save_tiny
 
-from refine_wrapper_trl.demo.task import REFINE_TEMPLATE, Task
-from refine_wrapper_trl.demo.warm_start import warm_start
+from refine_wrapper_demo.task import REFINE_TEMPLATE, Task
+from refine_wrapper_demo.warm_start import warm_start
 
 
 @pytest.fixture(scope="session", autouse=True)
