@@ -22,6 +22,7 @@ CONFIG = ROOT / "pyproject.toml"
 sys.path.insert(0, str(ROOT / "tools"))
 
 import environment  # noqa: E402  (found through the line above)
+from times import Times  # noqa: E402
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "none"
@@ -50,15 +51,23 @@ OFFLINE = {
     "DO_NOT_TRACK": "1",
 }
 
+NO_TESTS = 5
+"""pytest's exit code where no test was selected."""
+
+TIMES = Times()
+# After nox's own summary; also of a run that failed, or was interrupted.
+atexit.register(lambda: sys.stderr.write(TIMES.summary()))
+
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, format, types, and that the generated parts of the documents are up to date."""
     python = _dev_python(session)
-    session.run(python, "-m", "ruff", "check", ".", external=True)
-    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
-    session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
-    session.run(python, "tools/docs.py", "--check", external=True)
+    with tempfile.TemporaryDirectory(prefix="refine-wrapper-") as scratch, TIMES.session("lint", Path(scratch)):
+        session.run(python, "-m", "ruff", "check", ".", external=True)
+        session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+        session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
+        session.run(python, "tools/docs.py", "--check", external=True)
 
 
 @nox.session(name="format", default=False)
@@ -90,7 +99,7 @@ def report(session: nox.Session) -> None:
 @nox.session
 def trl_oldest(session: nox.Session) -> None:
     """The tests marked `oldest`, on the oldest TRL that is supported."""
-    _test(session, "trl-oldest", "trl", "-m", "oldest")
+    _test(session, "trl-oldest", "trl", "-m", "oldest and not long")
 
 
 @nox.session
@@ -120,13 +129,13 @@ def openrlhf(session: nox.Session) -> None:
 @nox.session
 def openrlhf_oldest(session: nox.Session) -> None:
     """The executor on the oldest OpenRLHF that an agent file works with."""
-    _test(session, "openrlhf-oldest", "openrlhf", "-m", "oldest")
+    _test(session, "openrlhf-oldest", "openrlhf", "-m", "oldest and not long")
 
 
 @nox.session
 def openrlhf_launcher_oldest(session: nox.Session) -> None:
     """The executor and the command line on the oldest OpenRLHF that the launcher works with."""
-    _test(session, "openrlhf-launcher-oldest", "openrlhf", "-m", "oldest or launcher")
+    _test(session, "openrlhf-launcher-oldest", "openrlhf", "-m", "(oldest or launcher) and not long")
 
 
 @nox.session
@@ -138,7 +147,14 @@ def verl(session: nox.Session) -> None:
 @nox.session
 def verl_oldest(session: nox.Session) -> None:
     """The tests marked `oldest`, on the oldest veRL that is supported: its worker classes, without Ray or an engine."""
-    _test(session, "verl-oldest", "verl", "-m", "oldest")
+    _test(session, "verl-oldest", "verl", "-m", "oldest and not long")
+
+
+@nox.session(default=False)
+@nox.parametrize("host", ["trl", "trl_vllm", "openrlhf", "verl"])
+def long(session: nox.Session, host: str) -> None:
+    """The tests marked `long`, of each host. They run only here."""
+    _test(session, host.replace("_", "-"), host, "-m", "long", none_is_fine=True)
 
 
 @nox.session(default=False)
@@ -155,8 +171,8 @@ def build(session: nox.Session) -> None:
     session.run(_dev_python(session), "-m", "build", "--no-isolation", "--outdir", "dist", external=True)
 
 
-def _test(session: nox.Session, name: str, folder: str, *options: str) -> None:
-    """Run the tests in tests/`folder` on the wheel, in the environment `name`."""
+def _test(session: nox.Session, name: str, folder: str, *options: str, none_is_fine: bool = False) -> None:
+    """Run the tests in tests/`folder` on the wheel, in the environment `name`; `long` ones only if asked for."""
     tests = ROOT / "tests" / folder
     if not tests.is_dir():
         session.error(f"there is no folder tests/{folder}")  # before an environment is made for nothing
@@ -169,10 +185,21 @@ def _test(session: nox.Session, name: str, folder: str, *options: str) -> None:
             "REFINE_WRAPPER_TEST_INSTALLED": "1",
         }
         pytest = (str(env.python), "-m", "pytest", f"--config-file={CONFIG}", f"--rootdir={ROOT}")
+        work = Path(scratch, "work")
+        work.mkdir()
         # In a folder of its own: trainers write where they are started, and the sources must not be
         # importable there.
-        with session.chdir(scratch):
-            session.run(*pytest, *options, *others, *(selected or [str(tests)]), env=variables, external=True)
+        with session.chdir(work), TIMES.session(session.name, Path(scratch)) as measured:
+            session.run(
+                *pytest,
+                f"--junitxml={measured.junit}",
+                *options,
+                *others,
+                *(selected or [str(tests)]),
+                env={**variables, **measured.variables},
+                external=True,
+                success_codes=[0, NO_TESTS] if none_is_fine else [0],
+            )
 
 
 @contextlib.contextmanager

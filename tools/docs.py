@@ -123,9 +123,10 @@ def objectives() -> str:
     """Every objective, as one table for each host."""
     parts: list[str] = []
     for folder in sorted((ROOT / "adapters").glob("refine_wrapper_*")):
-        registered: dict[str, dict[str, ObjectiveSettings]] = importlib.import_module(
-            f"{folder.name}.plugin"
-        ).register_objectives()
+        plugin = importlib.import_module(f"{folder.name}.plugin")
+        if not hasattr(plugin, "register_objectives"):
+            continue
+        registered: dict[str, dict[str, ObjectiveSettings]] = plugin.register_objectives()
         for host in dict.fromkeys(host for on_hosts in registered.values() for host in on_hosts):
             rows = [f"### {host}", "", "| objective | becomes | missing there |", "|---|---|---|"]
             for name, on_hosts in registered.items():

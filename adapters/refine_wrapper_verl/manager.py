@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from omegaconf import DictConfig
 
-from refine_wrapper.cli.inspection import require_seam
+from refine_wrapper.hosts.seam import require_seam
 from refine_wrapper_verl.plugin import ADAPTER
 
 require_seam(ADAPTER)  # before what follows is imported: a missing name would be a bare ImportError

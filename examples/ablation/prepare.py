@@ -11,7 +11,7 @@ from typing import Any
 from tasks import NAMES, Task
 from train import HELD_OUT
 
-from refine_wrapper_trl.demo.warm_start import warm_start
+from refine_wrapper_demo.warm_start import warm_start
 
 MEASURED = 500
 """Held-out problems that each model is measured on."""

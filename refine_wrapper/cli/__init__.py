@@ -1,6 +1,7 @@
-"""The command line: ``refine-wrapper run | ablate | eval | report | doctor | objectives | plugins | config | demo``.
+"""The command line: ``refine-wrapper run | ablate | eval | report | doctor | objectives | plugins | config``.
 
-A subcommand is imported when it is used, so that ``refine-wrapper --help`` takes no time.
+Installed plugins add commands of their own (hook ``register_commands``). A command is imported when it is used; plugins
+are loaded only for a command that is none of these, and for ``--help``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from refine_wrapper.errors import RefineError
+from refine_wrapper.errors import PluginError, RefineError
 from refine_wrapper.version import __version__
 
 # Name -> (module, its click command, what it is for).
@@ -47,11 +48,6 @@ _COMMANDS: Final = {
         "config",
         "Print the resolved settings and where each value came from.",
     ),
-    "demo": (
-        "refine_wrapper.cli.demo",
-        "demo",
-        "Train a small model with and without refinement, and compare.",
-    ),
 }
 
 
@@ -66,23 +62,64 @@ class Refused(click.ClickException):
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS, *_of_plugins()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, attribute, _ = _COMMANDS[cmd_name]
-        return getattr(import_module(module), attribute)
+        if cmd_name in _COMMANDS:
+            module, attribute, _ = _COMMANDS[cmd_name]
+            return getattr(import_module(module), attribute)
+        others = _of_plugins()
+        return _imported(cmd_name, others[cmd_name]) if cmd_name in others else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, purpose) for name, (_, _, purpose) in _COMMANDS.items()])
+        try:
+            others = [(name, _purpose(name, target)) for name, target in _of_plugins().items()]
+        except RefineError as error:
+            # Help is what is asked for where something does not work.
+            others = [("?", str(error))]
+        if others:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(others)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RefineError as error:
             raise Refused(str(error)) from error
+
+
+def _of_plugins() -> dict[str, str]:
+    """Name -> ``module:command`` of the commands that installed plugins registered."""
+    from refine_wrapper.plugins.manager import Plugins
+
+    plugins = Plugins()
+    commands = dict(plugins.all("command"))
+    for name in commands.keys() & _COMMANDS:
+        raise PluginError(
+            f"refine: plugin {plugins.owner('command', name)!r} registers the command {name!r}, which refine-wrapper "
+            "has itself. Give it another name."
+        )
+    return commands
+
+
+def _imported(name: str, target: str) -> click.Command:
+    module, _, attribute = target.partition(":")
+    try:
+        found: Any = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"refine: the command {name!r} ({target}) cannot be imported: {error}.") from error
+    if not isinstance(found, click.Command):
+        raise PluginError(f"refine: the command {name!r} ({target}) is no click.Command but {type(found).__name__}.")
+    return found
+
+
+def _purpose(name: str, target: str) -> str:
+    try:
+        return _imported(name, target).get_short_help_str(limit=200)
+    except PluginError as error:
+        return str(error)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

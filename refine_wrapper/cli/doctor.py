@@ -15,9 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from refine_wrapper.cli.inspection import HostReport, inspect_host
 from refine_wrapper.cli.settings import plugin_option, resolve_settings
 from refine_wrapper.errors import RefineError
+from refine_wrapper.hosts.seam import HostReport, inspect_host
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.sources import ENVIRONMENT_PREFIX
 from refine_wrapper.version import __version__

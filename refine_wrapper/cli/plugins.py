@@ -42,6 +42,8 @@ def _describe(value: Any) -> str:
     if isinstance(value, Adapter):
         oldest, newest = value.supported
         return f"{value.distribution}>={oldest}" + (f",<{newest}" if newest else "")
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         return f"for {', '.join(cast('dict[str, Any]', value))}"
     return (inspect.getdoc(value) or "").partition("\n")[0]

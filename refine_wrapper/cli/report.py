@@ -29,8 +29,8 @@ def report(
 ) -> None:
     """Write one HTML page of RUN that works offline in any browser: tables, curves, groups to look at.
 
-    RUN is the folder of `refine-wrapper ablate` or `demo`, or one that holds the groups.jsonl of
-    `--refine.trace_dir`.
+    RUN is a folder with a results table, as `refine-wrapper ablate` leaves it, or one that holds the groups.jsonl
+    of `--refine.trace_dir`.
     """
     from refine_wrapper.study.report import write_report
 

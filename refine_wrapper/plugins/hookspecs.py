@@ -59,6 +59,14 @@ def register_objectives() -> Mapping[str, Mapping[str, ObjectiveSettings]]:  # p
     """Settings that make a host train a named objective: objective name -> host name -> settings."""
 
 
+@hookspec
+def register_commands() -> Mapping[str, str]:  # pyright: ignore[reportReturnType]
+    """Commands of ``refine-wrapper``: name -> ``package.module:command``, a ``click.Command``.
+
+    Called once by the plugin manager; the module is imported when the command is used, or its help shown.
+    """
+
+
 # Decisions: the first answer that is not None counts.
 
 

@@ -32,6 +32,7 @@ REGISTRIES: Final[Mapping[str, str]] = {
     "reward": "register_rewards",
     "adapter": "register_adapters",
     "objective": "register_objectives",
+    "command": "register_commands",
 }
 """What can be registered -> the hook that registers it."""
 

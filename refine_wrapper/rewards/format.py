@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.messages import Message
 from refine_wrapper.rewards.answers import boxed_spans
 from refine_wrapper.rewards.text import completion_text
 

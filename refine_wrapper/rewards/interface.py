@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from refine_wrapper.core.types import Message
+from refine_wrapper.messages import Message
 
 
 class Reward(Protocol):

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.messages import Message
 from refine_wrapper.rewards.math_gold import right_answers
 from refine_wrapper.rewards.math_notation import final_answer, is_plain_number, normalized
 from refine_wrapper.rewards.math_process import Failure, MathProcess

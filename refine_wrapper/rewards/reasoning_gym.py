@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.messages import Message
 from refine_wrapper.rewards.answers import last_boxed
 from refine_wrapper.rewards.text import completion_text
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.messages import Message
 
 
 def completion_text(completion: str | Sequence[Message]) -> str:

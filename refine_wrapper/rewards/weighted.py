@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError, PluginError
+from refine_wrapper.messages import Message
 from refine_wrapper.rewards.interface import Reward
 from refine_wrapper.rewards.scalar import scalar
 

@@ -142,6 +142,15 @@ def test_register_objectives() -> None:
     assert plugins_with(Plugin()).get("objective", "my_objective") == settings
 
 
+def test_register_commands() -> None:
+    class Plugin:
+        @hookimpl
+        def register_commands(self) -> Any:
+            return {"mine": "my_package.command:mine"}
+
+    assert plugins_with(Plugin()).get("command", "mine") == "my_package.command:mine"
+
+
 # Decisions
 
 

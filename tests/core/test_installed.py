@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("package", ["refine_wrapper", "refine_wrapper_trl", "refine_wrapper_verl"])
+@pytest.mark.parametrize(
+    "package", ["refine_wrapper", "refine_wrapper_trl", "refine_wrapper_verl", "refine_wrapper_demo"]
+)
 def test_the_package_comes_from_the_wheel(package: str) -> None:
     # Not imported: an adapter's host is absent from the environment of the core.
     spec = importlib.util.find_spec(package)
@@ -29,7 +31,8 @@ def test_the_package_comes_from_the_wheel(package: str) -> None:
     assert (init.parent / "py.typed").exists()
 
 
-def test_the_adapters_are_found_as_plugins() -> None:
+def test_the_adapters_and_the_demo_are_found_as_plugins() -> None:
     found = {(point.name, point.value) for point in entry_points(group="refine_wrapper")}
     assert ("trl", "refine_wrapper_trl.plugin") in found
     assert ("verl", "refine_wrapper_verl.plugin") in found
+    assert ("demo", "refine_wrapper_demo.plugin") in found

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from refine_testing.tiny import save_tiny
 
-from refine_wrapper_trl.demo.task import REFINE_TEMPLATE, Task
-from refine_wrapper_trl.demo.warm_start import warm_start
+from refine_wrapper_demo.task import REFINE_TEMPLATE, Task
+from refine_wrapper_demo.warm_start import warm_start
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """See `refine_testing.evaluations`; also the threads of a sum change its last bit."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings and third-party plugins of whoever runs the tests must not change them."""
-    for name in os.environ:
-        if name.startswith("REFINE_WRAPPER_") and name != "REFINE_WRAPPER_TEST_INSTALLED":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("REFINE_WRAPPER_PLUGINS", "")
 
 
 @pytest.fixture(scope="session")

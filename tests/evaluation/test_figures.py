@@ -13,7 +13,7 @@ import torch
 from refine_testing.evaluations import PALINDROMES, evaluate, records_of, result_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from refine_wrapper_trl.demo.task import Task
+from refine_wrapper_demo.task import Task
 
 K = 4
 
@@ -72,7 +72,7 @@ def test_every_figure_is_numpys(sampled: tuple[str, Path]) -> None:
 
 def test_another_implementation_of_the_measure_agrees(workplace: Path, sampled: tuple[str, Path], task: Task) -> None:
     """The demo has one of its own for a model that is being trained: other sampling code, other random numbers."""
-    from refine_wrapper_trl.demo.evaluate import evaluate as demo_evaluate
+    from refine_wrapper_demo.evaluate import evaluate as demo_evaluate
 
     model = AutoModelForCausalLM.from_pretrained(workplace / "palindromes")
     tokenizer = AutoTokenizer.from_pretrained(workplace / "palindromes")

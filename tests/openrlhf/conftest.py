@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator
 
@@ -17,15 +16,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Not in a fixture, whose time is that of a test.
     if any("workshop" in item.fixturenames and not item.get_closest_marker("launcher") for item in session.items):  # type: ignore[attr-defined]
         compile_operators()
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings and third-party plugins of whoever runs the tests must not change them."""
-    for name in os.environ:
-        if name.startswith("REFINE_WRAPPER_") and name != "REFINE_WRAPPER_TEST_INSTALLED":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("REFINE_WRAPPER_PLUGINS", "")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from refine_wrapper.cli.inspection import inspect_host
+from refine_wrapper.hosts.seam import inspect_host
 from refine_wrapper_openrlhf.plugin import register_adapters
 
 

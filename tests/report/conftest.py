@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,14 +22,6 @@ document.addEventListener("securitypolicyviolation", (event) => {
   window.violations.push(`${event.effectiveDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`);
 });
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("REFINE_WRAPPER_") and name != "REFINE_WRAPPER_TEST_INSTALLED":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("REFINE_WRAPPER_PLUGINS", "")
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from refine_wrapper.study.report import write_report
 from refine_wrapper.study.report.curves import Curves
 from refine_wrapper.study.report.groups import clip, sample_groups
 from refine_wrapper.study.report.page import ReportLibraryError, embedded_json
-from refine_wrapper.study.report.run_folder import COLUMNS, ReportError, read_run, setting_name
+from refine_wrapper.study.report.run import COLUMNS, ReportError, setting_name
+from refine_wrapper.study.report.run_folder import read_run
 from refine_wrapper.study.report.tables import comparisons, settings_drawn, settings_tables
 
 PLAIN: dict[str, Any] = {

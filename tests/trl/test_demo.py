@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from refine_testing.signals import take_interrupts
 
+from refine_wrapper.study.report import write_report
+from refine_wrapper.study.report.run_folder import read_run
+
 SHORT = ("--seeds", "1", "--steps", "3", "--warm-start-steps", "30", "--prompts", "4", "--problems", "20")
 COMMAND = (sys.executable, "-m", "refine_wrapper.cli", "demo")
 
@@ -50,9 +53,28 @@ def test_both_arms_train_on_the_same_budget_and_are_reported(finished: tuple[Pat
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_reads_it_as_it_reads_an_ablation(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    run = read_run(out)
+    results = {r["arm"]: r for r in json.loads((out / "results.json").read_text())["arms"]}
+    assert {cell.name: (cell.state, cell.trace is not None) for cell in run.cells} == {
+        "plain-0": ("finished", False),
+        "refined-0": ("finished", True),
+    }
+    for cell in run.cells:
+        assert (cell.setting["num_drafts"], cell.setting["group_size"]) == ((4, 4) if cell.trace else (0, 8))
+        rows = run.table[run.table["cell"] == cell.name]
+        result = results["refined" if cell.trace else "plain"]
+        assert rows[rows["metric"] == "eval/single_shot"]["value"].iloc[-1] == result["single_shot"]
+        assert rows["completions"].max() == result["completions"]
+        assert sorted(rows[rows["metric"] == "reward"]["step"]) == [1, 2, 3]
+    assert "200 problems" in run.plan
+    assert write_report(out).stat().st_size > 1e6
+
+
 def test_the_refined_arm_was_refined_by_the_core(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    lines = (out / "seed-0" / "refined" / "trace" / "groups.jsonl").read_text().splitlines()
+    lines = (out / "cells" / "refined-0" / "trace" / "groups.jsonl").read_text().splitlines()
     groups = [json.loads(line) for line in lines]
     assert len(groups) == 3 * 4
     assert {len(g["drafts"]) for g in groups} == {4}
@@ -89,7 +111,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 def test_control_c_leaves_a_partial_report_and_the_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     long = [*COMMAND, *SHORT, "--steps", "2000", "--out", str(out)]
-    steps = out / "seed-0" / "plain" / "steps.jsonl"
+    steps = out / "cells" / "plain-0" / "steps.jsonl"
     with subprocess.Popen(
         long, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=take_interrupts
     ) as process:
@@ -107,6 +129,8 @@ def test_control_c_leaves_a_partial_report_and_the_run_goes_on(tmp_path: Path) -
     assert "Interrupted" in screen
     assert "warm start" in (out / "report.md").read_text()
     assert (out / "curves.png").exists()
+    [cell] = read_run(out).cells
+    assert (cell.name, cell.state) == ("plain-0", "unfinished")
 
 
 @pytest.mark.parametrize("objective", ["dapo", "dr_grpo", "rloo"])

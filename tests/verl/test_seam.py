@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from refine_wrapper.cli.inspection import inspect_host, require_seam
 from refine_wrapper.errors import SeamError
+from refine_wrapper.hosts.seam import inspect_host, require_seam
 from refine_wrapper_verl.plugin import ADAPTER
 
 

@@ -11,7 +11,8 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from refine_wrapper.study.ablation.comparison import CONFIDENCE, SETTING, Interval, interval
-from refine_wrapper.study.report.run_folder import setting_of
+from refine_wrapper.study.report.figures import with_interval
+from refine_wrapper.study.report.run import setting_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,8 +66,6 @@ class Curve:
 
     @property
     def late_text(self) -> str:
-        from refine_wrapper.study.report.tables import with_interval
-
         return with_interval(self.late.mean, self.late.low, self.late.high)
 
     def as_json(self) -> dict[str, Any]:

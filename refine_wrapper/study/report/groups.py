@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from refine_wrapper.rewards.answers import extract_answer
-from refine_wrapper.study.report.run_folder import Cell, Run
+from refine_wrapper.study.report.run import Cell, Run
 from refine_wrapper.study.report.trace_table import NO_STEP, TraceIndex, index_trace
 
 _HEAD, _TAIL = 2500, 1500

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from refine_wrapper.errors import RefineError
 from refine_wrapper.files import write_whole
-from refine_wrapper.study.report.run_folder import ReportError, Run, read_run
+from refine_wrapper.study.report.run import ReportError, Run
+from refine_wrapper.study.report.run_folder import read_run
 from refine_wrapper.version import __version__
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_report(
     """Write one HTML page of a run.
 
     Args:
-        run_folder: What ``refine-wrapper ablate`` or ``demo`` wrote, or a folder with one ``groups.jsonl``.
+        run_folder: A folder as ``refine-wrapper ablate`` leaves it, or one with one ``groups.jsonl``.
         output: The file to write; by default ``report.html`` in the run folder.
         metric: The metric that settings are compared by; by default single-shot accuracy, else the training reward.
         max_groups: Most groups that can be looked at on the page.
@@ -82,7 +83,7 @@ def _render(run: Run, asked: str | None, max_groups: int) -> str:
     from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     from refine_wrapper.study.ablation.comparison import sentence
-    from refine_wrapper.study.report import tables
+    from refine_wrapper.study.report import figures, tables
     from refine_wrapper.study.report.groups import sample_groups
 
     metric = tables.chosen_metric(run, asked)
@@ -109,7 +110,7 @@ def _render(run: Run, asked: str | None, max_groups: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=tables.number, title=tables.title_of)
+    environment.filters.update(number=figures.number, title=tables.title_of)
     says = sentence(compared, metric) if metric and run.kind != "trace" else ""
     return environment.get_template("page.html.jinja").render(
         run=run,

@@ -1,4 +1,4 @@
-"""What a run folder holds: of an ablation, of the demo, or nothing but a trace."""
+"""What a run folder holds: a results table with its cells, or nothing but a trace."""
 
 # The stubs of pandas leave types of columns and rows unknown.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -7,106 +7,44 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from refine_wrapper.core.trace import FILE_NAME
-from refine_wrapper.errors import RefineError
 from refine_wrapper.files import read_json
 from refine_wrapper.settings.config import RefineConfig
-from refine_wrapper.study.ablation.cell import START
-from refine_wrapper.study.ablation.comparison import SETTING, setting_label
+from refine_wrapper.study.report.run import COLUMNS, Cell, ReportError, Run, setting_of
+from refine_wrapper.study.report.trace_table import trace_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS: Final = "results.parquet"
-COLUMNS: Final = ("cell", *SETTING, "seed", "metric", "step", "completions", "tokens", "seconds", "value")
 _LOG_LINES: Final = 60
 _TRACES_NAMED: Final = 10
-
-
-class ReportError(RefineError, ValueError):
-    """There is nothing to report on, or it cannot be read. The message says what to write instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One training run.
-
-    Attributes:
-        name: Its name, unique in the run.
-        setting: Values of the columns in :data:`SETTING`; empty where nobody noted them.
-        seed: Its seed, if known.
-        state: ``finished``, ``failed``, or ``unfinished``.
-        why: Why it failed.
-        log: The end of what a failed one printed.
-        trace: Its ``groups.jsonl``, if it has one.
-        max_reward: The highest reward there is.
-    """
-
-    name: str
-    setting: Mapping[str, Any]
-    seed: int | None = None
-    state: str = "finished"
-    why: str = ""
-    log: str = ""
-    trace: Path | None = None
-    max_reward: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run, as far as it has got.
-
-    Attributes:
-        kind: ``ablation``, ``demo`` or ``trace``.
-        title: For people.
-        table: Columns :data:`COLUMNS`, one row per value (refine_wrapper.study.ablation). Failed cells are not in it.
-        cells: Every cell, failed ones too.
-        plan: The plan as it was written, or nothing.
-        notes: What a reader must know about what is missing.
-    """
-
-    kind: str
-    title: str
-    table: pd.DataFrame
-    cells: tuple[Cell, ...]
-    plan: str = ""
-    notes: tuple[str, ...] = ()
-
-    def name_of(self, setting: Mapping[str, Any]) -> str:
-        """A setting in a few words, of this run: what host it is need not be said where there is but one."""
-        return setting_name(setting, with_host=self.table.loc[self.table["host"] != "", "host"].nunique() > 1)
 
 
 def read_run(path: Path, *, max_reward: float | None = None) -> Run:
     """Read a run folder.
 
     Args:
-        path: An ablation's folder, the demo's, or one that holds a single ``groups.jsonl`` (or that file).
+        path: A folder with a results table, as an ablation leaves it, or with a single ``groups.jsonl`` (or that file).
         max_reward: The highest reward there is, where the run did not note it.
 
     Raises:
         ReportError: If there is no such folder or nothing in it can be reported.
     """
-    from refine_wrapper.study.report.demo_folder import is_demo, read_demo
-    from refine_wrapper.study.report.trace_table import trace_run
-
     if not path.exists():
         raise ReportError(
-            f"refine: there is no folder {str(path)!r}. Give the folder of a run: what `refine-wrapper ablate` or "
-            "`demo` wrote, or the one of --refine.trace_dir."
+            f"refine: there is no folder {str(path)!r}. Give the folder of a run: what `refine-wrapper ablate` "
+            "wrote, or the one of --refine.trace_dir."
         )
     if path.is_file():
         if path.suffix != ".jsonl":
             raise ReportError(f"refine: {str(path)!r} is a file. Give the folder of the run that holds it.")
         return trace_run(path, max_reward=max_reward)
     if (path / RESULTS).exists():
-        return _read_ablation(path, max_reward)
-    if is_demo(path):
-        return read_demo(path)
+        return _read_table_and_cells(path, max_reward)
     if (path / "cells").is_dir():
         raise ReportError(
             f"refine: {str(path)!r} has cells but no {RESULTS} yet: no cell is finished. Wait for the first, or go on "
@@ -128,23 +66,7 @@ def read_run(path: Path, *, max_reward: float | None = None) -> Run:
     )
 
 
-def setting_of(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """The setting in a row of the table, NaN as None."""
-    values = {name: row.get(name) for name in SETTING}
-    return {name: None if value != value else value for name, value in values.items()}
-
-
-def setting_name(setting: Mapping[str, Any], *, with_host: bool = True) -> str:
-    """Host, objective and the rest of a setting, as far as they are known, in a few words."""
-    if not setting:
-        return ""
-    if setting["objective"] == START:
-        return "before training"
-    known = [str(setting[name]) for name in ("host", "objective")[not with_host :] if setting[name]]
-    return " · ".join([*known, setting_label(setting)])
-
-
-def _read_ablation(path: Path, max_reward: float | None) -> Run:
+def _read_table_and_cells(path: Path, max_reward: float | None) -> Run:
     table = _read_table(path / RESULTS)
     rows = table.drop_duplicates("cell").to_dict("records")
     settings = {str(row["cell"]): (setting_of(row), int(row["seed"])) for row in rows}
@@ -154,7 +76,7 @@ def _read_ablation(path: Path, max_reward: float | None) -> Run:
     failed = {cell.name for cell in cells if cell.state == "failed"}
     plan = path / "plan.yaml"
     return Run(
-        kind="ablation",
+        kind="table",
         title=path.absolute().name,
         table=table[~table["cell"].isin(list(failed))],
         cells=cells,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
 from typing import TYPE_CHECKING, Any, Final
 
 from refine_wrapper.core.metrics import METRICS
@@ -16,7 +15,8 @@ from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.study.ablation.cell import START
 from refine_wrapper.study.ablation.comparison import SETTING, Comparison, compare, final_values, interval, summary
 from refine_wrapper.study.report.curves import Curve, Curves, by_setting
-from refine_wrapper.study.report.run_folder import ReportError, Run, setting_of
+from refine_wrapper.study.report.figures import NONE, number, with_interval
+from refine_wrapper.study.report.run import ReportError, Run, setting_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,6 @@ _DRAWN: Final = tuple(_TITLES)[:11]
 """What is drawn without being asked for, in this order, where the run has it."""
 _LATE: Final = ("entropy", "refine/gradient_active_share", "refine/copy_rate", "refine/uplift")
 """What the summary says of the last quarter of the steps."""
-_NONE: Final = "\N{EN DASH}"
 _NEUTRAL: Final = 7
 """The grey after the colours that page.css has."""
 _SHARES: Final = ("_share", "_rate", "_share_draft_max", "_share_draft_below_max")
@@ -192,7 +191,7 @@ def settings_tables(run: Run, metric: str | None) -> list[Table]:
             title,
             tuple(columns),
             tuple(
-                (*key, count, tuple(values.get(key, _NONE) for values in columns.values()))
+                (*key, count, tuple(values.get(key, NONE) for values in columns.values()))
                 for key, count in seeds.items()
                 if any(key in values for values in columns.values())
             ),
@@ -275,18 +274,6 @@ def _means(run: Run, metric: str) -> dict[tuple[str, str], str]:
 def _final_by_setting(run: Run, metric: str) -> dict[tuple[str, str], Mapping[Any, Any]]:
     rows = summary(run.table, metric).to_dict("records")
     return {_key(setting_of(row), run): row for row in rows}
-
-
-def number(value: float) -> str:
-    """Three digits after the point, as far as they say anything."""
-    if isnan(value):
-        return _NONE
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def with_interval(mean: float, low: float, high: float) -> str:
-    """``0.661 [0.640, 0.682]``, or the mean alone where there is no interval."""
-    return number(mean) if isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
 
 
 def _chart(curves: Curves, metric: str, points: int) -> Chart:

@@ -15,7 +15,7 @@ from refine_wrapper.core.metrics import CausesSeen, summarize
 from refine_wrapper.core.trace import outcome_of_record, parse_line
 from refine_wrapper.core.types import GroupOutcome
 from refine_wrapper.rewards.answers import extract_answer
-from refine_wrapper.study.report.run_folder import COLUMNS, Cell, ReportError, Run, setting_of
+from refine_wrapper.study.report.run import COLUMNS, Cell, ReportError, Run, setting_of
 
 NO_STEP: Final = -1
 """Stands for the step of groups whose host did not say one."""

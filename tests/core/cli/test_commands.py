@@ -1,10 +1,11 @@
-"""Help, `plugins`, `config`, `demo`."""
+"""Help, `plugins`, `config`, commands of plugins, `demo`."""
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
-import types
+from pathlib import Path
 from typing import Any
 
 import click
@@ -29,9 +30,9 @@ def test_help_lists_the_commands_as_they_describe_themselves(invoke: Any) -> Non
         assert f"{name} {(command.help or '').partition(chr(10))[0]}" in text
 
 
-def test_help_imports_no_subcommand() -> None:
+def test_a_command_of_our_own_needs_no_plugin_to_be_found() -> None:
     script = (
-        "import sys\nfrom refine_wrapper.cli import cli\ncli(['--help'], standalone_mode=False)\n"
+        "import sys\nfrom refine_wrapper.cli import cli\ncli(['--version'], standalone_mode=False)\n"
         "print({m.partition('.')[0] for m in sys.modules} & {'pydantic', 'pluggy', 'yaml', 'rich'})"
     )
     result = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=30)
@@ -143,50 +144,80 @@ def register_objectives():
     assert "[refine_wrapper.core.selection.hooks]" in text
 
 
-def _install_demo(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
-    """A demo command in place of the TRL adapter's, which needs TRL."""
-    module = types.ModuleType("refine_wrapper_trl.demo.command")
-    module.demo = click.command(  # pyright: ignore[reportAttributeAccessIssue]
-        params=[click.Option(["--seeds"], type=int, default=3)], context_settings={"help_option_names": ["--help"]}
-    )(function)
-    for name in ("refine_wrapper_trl", "refine_wrapper_trl.demo"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "refine_wrapper_trl.demo.command", module)
+# Commands of plugins
+
+SAY = """
+import click
+from refine_wrapper import hookimpl
+
+@hookimpl
+def register_commands():
+    return {commands}
+
+@click.command
+@click.argument("word")
+def say(word):
+    \"\"\"Say a word.\"\"\"
+    click.echo(f"said {{word}}")
+    click.get_current_context().exit(5)
+"""
 
 
-def test_demo_forwards_arguments_and_help(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _install_demo(monkeypatch, lambda seeds: click.echo(f"seeds {seeds}"))
-    assert invoke("demo", "--seeds", "1").output == "seeds 1\n"
-    assert "--seeds INTEGER" in invoke("demo", "--help").output
-    wrong = invoke("demo", "--sedes", "1")
-    assert (wrong.exit_code, "No such option" in wrong.stderr) == (2, True)
+def _install(project: Any, commands: dict[str, str]) -> None:
+    """What `pip install` leaves of a plugin that registers these commands."""
+    project.write("lib/other_plugin.py", SAY.format(commands=commands))
+    project.write("lib/other-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    project.write("lib/other-1.0.dist-info/entry_points.txt", "[refine_wrapper]\nother = other_plugin\n")
 
 
-def test_the_exit_code_of_the_demo_is_kept(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _install_demo(monkeypatch, lambda seeds: click.get_current_context().exit(seeds))
-    assert invoke("demo", "--seeds", "5").exit_code == 5
+def test_an_installed_plugin_adds_a_command(project: Any, invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(project, {"say": "other_plugin:say"})
+    assert "No such command 'say'" in invoke("say", "hello").stderr  # installed plugins are left alone in these tests
+    monkeypatch.setenv("REFINE_WRAPPER_PLUGINS", "other")
+    result = invoke("say", "hello")
+    assert (result.output, result.exit_code) == ("said hello\n", 5)
+    assert "say Say a word." in " ".join(invoke("--help").output.split())
+    assert "say other_plugin:say [other]" in " ".join(invoke("plugins").output.split())
 
 
-@pytest.mark.parametrize("missing", ["trl", "reasoning_gym", "matplotlib.pyplot"])
-def test_the_demo_says_what_to_install(invoke: Any, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    def fail(seeds: int) -> None:
-        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+@pytest.mark.parametrize(
+    ("commands", "problem"),
+    [
+        ({"say": "other_plugin:sya"}, "the command 'say' (other_plugin:sya) cannot be imported: module"),
+        ({"say": "no_such_module:say"}, "the command 'say' (no_such_module:say) cannot be imported: No module named"),
+        ({"say": "other_plugin:click"}, "the command 'say' (other_plugin:click) is no click.Command but module."),
+        ({"run": "other_plugin:say"}, "plugin 'other' registers the command 'run', which refine-wrapper has itself."),
+    ],
+)
+def test_a_command_that_cannot_be_used_is_named_and_hinders_no_other(
+    project: Any, invoke: Any, monkeypatch: pytest.MonkeyPatch, commands: dict[str, str], problem: str
+) -> None:
+    _install(project, commands)
+    monkeypatch.setenv("REFINE_WRAPPER_PLUGINS", "other")
+    refused = invoke("say", "hello")
+    assert refused.exit_code == 2
+    assert f"refine: {problem}" in refused.stderr
+    helped = invoke("--help")
+    assert helped.exit_code == 0
+    assert f"refine: {problem}" in " ".join(helped.output.split())
+    assert invoke("config").exit_code == 0
 
-    _install_demo(monkeypatch, fail)
-    result = invoke("demo")
-    assert (result.stderr, result.exit_code) == (
-        f"refine: the demo needs {missing}, which is not installed. Install it with: "
-        "pip install 'refine-wrapper[demo]'\n",
-        2,
+
+def test_the_demo_says_what_to_install(invoke: Any, tmp_path: Path) -> None:
+    assert importlib.util.find_spec("trl") is None, "this environment is that of the core, without a host"
+    result = invoke("demo", "--out", str(tmp_path / "demo"))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "refine: the demo needs datasets, which is not installed. Install it with: pip install 'refine-wrapper[demo]'\n"
     )
 
 
-def test_a_bug_in_the_demo_keeps_its_traceback(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(seeds: int) -> None:
+def test_a_bug_in_the_demo_keeps_its_traceback(invoke: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*arguments: Any) -> None:
         raise ModuleNotFoundError("No module named 'typo'", name="typo")
 
-    _install_demo(monkeypatch, fail)
-    assert isinstance(invoke("demo").exception, ModuleNotFoundError)
+    monkeypatch.setattr("refine_wrapper_demo.command._train", fail)
+    assert isinstance(invoke("demo", "--out", str(tmp_path / "demo")).exception, ModuleNotFoundError)
 
 
 def test_the_template_with_line_breaks_is_yaml(invoke: Any) -> None:

@@ -87,9 +87,9 @@ def test_what_a_decorator_added_is_nobodys_business(project: Any, invoke: Any, a
 
 
 def test_an_adapter_can_require_its_seam(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from refine_wrapper.cli.inspection import require_seam
     from refine_wrapper.errors import SeamError
     from refine_wrapper.hosts.adapter import Adapter
+    from refine_wrapper.hosts.seam import require_seam
 
     adapter = Adapter("pluggy", "pluggy", ("1.0", None), seam=("pluggy:PluginManager.register(self, plugin, name)",))
     require_seam(adapter)

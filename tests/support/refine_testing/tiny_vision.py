@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor, PreTrainedTokenizerFast
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
+
+from refine_testing.tiny import byte_tokenizer
 
 IMAGE_TOKENS = 4
 """Tokens that one image takes in a prompt."""
@@ -27,13 +28,8 @@ def tiny_vision_processor() -> Any:
     """One token a byte, four tokens an image."""
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    vocab = {text: number for number, text in enumerate([*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    fast = byte_tokenizer(
+        _SPECIAL,
         pad_token="<pad>",
         eos_token="<end_of_turn>",
         padding_side="left",  # as TRL loads a processor itself

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from refine_testing.rewards import RecordingReward, text_of
-from refine_testing.tiny import SPECIAL, tiny_llama, tiny_tokenizer
+from refine_testing.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 from refine_testing.trl_host import ATTEMPT, chats, logged, questions, record_generation, trainer_for, unpadded
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward, think_format_reward
 
@@ -133,18 +133,7 @@ def test_a_reward_model_reads_q_and_the_refinement(data: Any, tmp_path: Path) ->
             read.append([tokenizer.decode(ids) for ids in unpadded(input_ids, attention_mask)])
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
 
-    torch.manual_seed(0)
-    model = Listening(
-        LlamaConfig(
-            vocab_size=len(SPECIAL) + 256,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_labels=1,
-            pad_token_id=0,
-        )
-    )
+    model = tiny_reward_model(kind=Listening)
     trainer = trainer_for(
         tmp_path,
         model,

@@ -15,7 +15,7 @@ import trl
 from packaging.version import Version
 from refine_testing.devices import DEVICE
 from refine_testing.rewards import RecordingReward, checksum, text_of
-from refine_testing.tiny import SPECIAL, tiny_tokenizer
+from refine_testing.tiny import tiny_reward_model, tiny_tokenizer
 from refine_testing.trl_runs import (
     appended,
     best,
@@ -28,27 +28,8 @@ from refine_testing.trl_runs import (
     trace_of,
     trained_rows,
 )
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 pytestmark = [pytest.mark.timeout(120)]
-
-
-def reward_model(seed: int = 3) -> LlamaForSequenceClassification:
-    torch.manual_seed(seed)
-    return LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=len(SPECIAL) + 256,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            num_labels=1,
-            initializer_range=0.5,
-            pad_token_id=SPECIAL.index("<|pad|>"),
-        )
-    )
 
 
 def model_score(model: Any, question: Any, completion: str) -> float:
@@ -142,7 +123,7 @@ def test_draft_timeout_of_an_async_reward(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_reward_model_alone(tmp_path: Path, algorithm: str, conversational: bool) -> None:
     """Drafts and refinements get what the model pays for (q, text): a refinement's is not that of (q', text)."""
-    model = reward_model()
+    model = tiny_reward_model()
     trainer = make(
         tmp_path,
         algorithm=algorithm,
@@ -172,7 +153,7 @@ def test_reward_model_alone(tmp_path: Path, algorithm: str, conversational: bool
 @pytest.mark.oldest
 def test_reward_model_by_path_mixed_with_functions(tmp_path: Path) -> None:
     """The draft with the best weighted sum is chosen: over a model, a function and one that often returns None."""
-    model = reward_model()
+    model = tiny_reward_model()
     model.save_pretrained(tmp_path / "reward")
     tiny_tokenizer().save_pretrained(tmp_path / "reward")
     reward = RecordingReward()
@@ -207,7 +188,7 @@ def test_reward_model_that_is_any_module(tmp_path: Path) -> None:
     class Head(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = reward_model()
+            self.inner = tiny_reward_model()
             self.config = self.inner.config
 
         def forward(self, **inputs: Any) -> Any:

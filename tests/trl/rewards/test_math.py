@@ -205,26 +205,9 @@ def _counting(completions: list[Any], **columns: Any) -> list[float | None]:
 
 
 def _grpo(folder: Path, rewards: list[Any]) -> Any:
-    datasets, tokenizers = pytest.importorskip("datasets"), pytest.importorskip("tokenizers")
-    transformers, trl = pytest.importorskip("transformers"), pytest.importorskip("trl")
-    words = {word: index for index, word in enumerate(["<pad>", "<eos>", "<unk>", "what", "is", "two", "4", "x"])}
-    model = tokenizers.models.WordLevel(words, unk_token="<unk>")
-    raw = tokenizers.Tokenizer(model)
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
-    )
-    config = transformers.LlamaConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    from refine_testing.tiny import tiny_llama, tiny_tokenizer
+
     arguments = trl.GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=4,
@@ -239,9 +222,9 @@ def _grpo(folder: Path, rewards: list[Any]) -> Any:
         seed=0,
     )
     return trl.GRPOTrainer(
-        model=transformers.LlamaForCausalLM(config),
+        model=tiny_llama(),
         reward_funcs=rewards,
         args=arguments,
-        processing_class=tokenizer,
+        processing_class=tiny_tokenizer(),
         train_dataset=datasets.Dataset.from_dict({"prompt": ["what is two"] * 8, "answer": ["x = 17", None] * 4}),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from refine_wrapper_trl.demo.task import ALPHABET
+from refine_wrapper_demo.task import ALPHABET
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from refine_wrapper_trl.demo.task import REFINE_TEMPLATE, Task
+from refine_wrapper_demo.task import REFINE_TEMPLATE, Task
 
 MAX_ANSWER_TOKENS = 10
 

@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from refine_wrapper_demo.evaluate import MAX_ANSWER_TOKENS, Accuracy, evaluate
+from refine_wrapper_demo.task import REFINE_TEMPLATE, Task
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer, RefineRLOOConfig, RefineRLOOTrainer
-from refine_wrapper_trl.demo.evaluate import MAX_ANSWER_TOKENS, Accuracy, evaluate
-from refine_wrapper_trl.demo.task import REFINE_TEMPLATE, Task
 
 COMPLETIONS: Final = 8
 """Completions per prompt of the plain arm; the refined one splits them into drafts and refinements."""
 DRAFTS: Final = 4
 ARMS: Final = ("plain", "refined")
-PROGRESS_FILE, RESULT_FILE = "steps.jsonl", "result.json"
+PROGRESS_FILE, RESULT_FILE, STATUS_FILE = "steps.jsonl", "result.json", "status.json"
 
 OBJECTIVES: Final[Mapping[str, Mapping[str, Any]]] = {
     "grpo": {"loss_type": "grpo"},
@@ -59,7 +59,8 @@ def run_arm(
         arm: ``plain`` or ``refined``.
         model_folder: The warm-started model.
         task: Problems and reward.
-        folder: Gets ``steps.jsonl`` (appended on the way), ``result.json`` (at the end) and the refined arm's trace.
+        folder: Gets ``steps.jsonl`` (appended on the way), ``result.json`` (at the end), and what a cell's folder of an
+            ablation has: ``status.json`` and the refined arm's trace.
         plan: Sizes and objective.
         seed: Of data, sampling and training.
         on_step: Called with the number of finished steps.
@@ -69,6 +70,7 @@ def run_arm(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    _note_state(folder, "unfinished")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     rloo = plan.objective == "rloo"
@@ -126,6 +128,7 @@ def run_arm(
     accuracy = evaluate(trainer.model, tokenizer, task, task.held_out())
     result = {"arm": arm, "seed": seed, "steps": plan.steps, **asdict(accuracy), **note.totals()}
     (folder / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
+    _note_state(folder, "finished")
     return result
 
 
@@ -133,6 +136,10 @@ def warm_start_accuracy(model_folder: Path, task: Task) -> Accuracy:
     """Where both arms start from."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     return evaluate(model, AutoTokenizer.from_pretrained(model_folder), task, task.held_out())
+
+
+def _note_state(folder: Path, state: str) -> None:
+    (folder / STATUS_FILE).write_text(json.dumps({"state": state}) + "\n", encoding="utf-8")
 
 
 class _Note(TrainerCallback):

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from refine_wrapper_trl.demo.task import ALPHABET, REFINE_TEMPLATE, Task
-from refine_wrapper_trl.demo.tiny import build_model, build_tokenizer
+from refine_wrapper_demo.task import ALPHABET, REFINE_TEMPLATE, Task
+from refine_wrapper_demo.tiny import build_model, build_tokenizer
 
 BATCH = 64
 LEARNING_RATE = 3e-3

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from refine_wrapper_trl.demo.arms import ARMS, PROGRESS_FILE
+from refine_wrapper_demo.arms import ARMS, PROGRESS_FILE
+from refine_wrapper_demo.results import lines_of
 
 COLUMNS = ("arm", "single-shot", "with draft", "sampled", "tokens", "s", "active", "copy")
 LEGEND = (
@@ -72,7 +73,7 @@ def verdict(results: Sequence[Mapping[str, Any]]) -> str:
 
 def picture(folder: Path, title: str) -> Path | None:
     """Draw the curves of all arms and seeds found below a folder; None if there is nothing to draw."""
-    curves = {(path.parent.parent.name, path.parent.name): _lines(path) for path in folder.glob(f"*/*/{PROGRESS_FILE}")}
+    curves = {path.parent.name: _lines(path) for path in folder.glob(f"cells/*/{PROGRESS_FILE}")}
     curves = {key: lines for key, lines in curves.items() if lines}
     if not curves:
         return None
@@ -90,7 +91,8 @@ def picture(folder: Path, title: str) -> Path | None:
     )
     for axis, name, label, window in panels:
         seen: set[str] = set()
-        for (_, arm), lines in sorted(curves.items()):
+        for cell, lines in sorted(curves.items()):
+            arm = cell.rpartition("-")[0]
             points = [(line["completions_so_far"], line[name]) for line in lines if line.get(name) is not None]
             if points:
                 xs, ys = zip(*points, strict=True)
@@ -133,16 +135,9 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    total = 0.0
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed
-        total += line["completions"]
-        lines.append({**line, "completions_so_far": total})
-    return lines
+    lines = list(lines_of(path))
+    so_far = accumulate(line["completions"] for line in lines)
+    return [{**line, "completions_so_far": total} for line, total in zip(lines, so_far, strict=True)]
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:

@@ -1,1 +1,0 @@
-"""`refine-wrapper demo`: real TRL on a tiny model and a task from reasoning-gym, with and without refinement."""
