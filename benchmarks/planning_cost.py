@@ -73,14 +73,14 @@ def bpe() -> PreTrainedTokenizerFast:
 
 
 def fastest(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The fastest time of each call in seconds; the calls take turns."""
+    """The fastest time of each call in seconds of one core; the calls take turns."""
     seconds = {name: float("inf") for name in calls}
     gc.disable()
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             call()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], time.thread_time() - start)
     gc.enable()
     return seconds
 

@@ -103,15 +103,15 @@ class PromptBuilder:
                 left = max(1, left - left // 1024 - (self._gap_tokens if self._config.shorten == "drop_middle" else 0))
                 keep = left if keep is None else min(keep, left)
         while keep is None or keep > 0:
-            shown = draft.text if keep is None else draft.cut(keep)
+            shown, whole = draft.shown(keep)
             if not shown.strip():
                 return None
             built = self._render(prompt, shown)
             num_tokens = None if limit is None else self._room.count_tokens(built)
             over = 0 if num_tokens is None or limit is None else num_tokens - limit
             if over <= 0:
-                return BuiltPrompt(built, shown, shown != draft.text, num_tokens)
-            if keep is None or shown == draft.text:
+                return BuiltPrompt(built, shown, not whole, num_tokens)
+            if keep is None or whole:
                 keep = min(draft.num_tokens, keep or draft.num_tokens)
             keep -= over
         return None
@@ -153,7 +153,7 @@ class _Draft:
     ) -> None:
         self._controls, self._tokenizer = controls, tokenizer
         self._how: Shorten = how
-        self.text = controls.neutralise(text)
+        self.text = controls.broken(text)
         # Tokens of another text than the one that is shown say nothing about where to cut it.
         self._token_ids = token_ids if self.text == text else None
         self._checked = False
@@ -174,12 +174,12 @@ class _Draft:
             return False
         return (self.num_tokens if self._token_ids is None else len(self._token_ids)) > max_tokens
 
-    def cut(self, keep: int) -> str:
-        """At most so many tokens of it, neutralised again: cutting can join what was apart."""
-        if self._checked and self.num_tokens <= keep:
-            return self.text
+    def shown(self, keep: int | None) -> tuple[str, bool]:
+        """At most so many tokens of it, neutralised (cutting can join what was apart), and whether it is whole."""
+        if keep is None or (self._checked and self.num_tokens <= keep):
+            return self._controls.neutralise(self.text), True
         cut = shorten(self.text, keep, self._how, self._tokenizer, self._token_ids)
-        return cut if cut == self.text else self._controls.neutralise(cut)
+        return self._controls.neutralise(cut), cut == self.text
 
 
 class _QuestionTokens:

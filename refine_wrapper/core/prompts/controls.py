@@ -10,6 +10,8 @@ from typing import Any, Final
 from refine_wrapper.core.types import Tokenizer
 
 _ROUNDS: Final = 8
+_UNICODE_FORMS: Final = ("NFC", "NFD", "NFKC", "NFKD")
+"""Normalisers that leave ASCII as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class ControlTexts:
         """
         if self.pattern is None:
             return text
-        text = self._broken(text)
+        text = self.broken(text)
         if self._cannot_encode_to_control(text):
             return text
         for _ in range(_ROUNDS):
@@ -67,11 +69,13 @@ class ControlTexts:
                 return text
             # No control text is spelled, yet a control token comes out: the tokenizer normalises (case, spaces).
             kept = [token_id for token_id in token_ids if token_id not in self.token_ids]
-            text = self._broken(self.tokenizer.decode(kept, skip_special_tokens=True))
+            text = self.broken(self.tokenizer.decode(kept, skip_special_tokens=True))
         return ""
 
-    def _broken(self, text: str) -> str:
-        assert self.pattern is not None, "neutralise() asks only where there are control texts"
+    def broken(self, text: str) -> str:
+        """The text with every control text broken, not yet checked for its tokens."""
+        if self.pattern is None:
+            return text
         for round_number in range(2 * _ROUNDS):
             broken = self.pattern.sub(_break if round_number < _ROUNDS else "", text)
             if broken == text:
@@ -134,6 +138,8 @@ def _normalisation(tokenizer: Tokenizer) -> Callable[[str], str] | None:
     if normalizer is None:
         return _as_it_is
     normalise: Callable[[str], str] = normalizer.normalize_str
+    if type(normalizer).__name__ in _UNICODE_FORMS:
+        return lambda text: text if text.isascii() else normalise(text)
     return normalise
 
 
