@@ -3,77 +3,152 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Final
 
-from refine_wrapper.core.prompts.chat_frame import ChatFrame
 from refine_wrapper.core.types import Tokenizer
 
-_ROUNDS = 8
+_ROUNDS: Final = 8
+_UNICODE_FORMS: Final = ("NFC", "NFD", "NFKC", "NFKD")
+"""Normalisers that leave ASCII as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlTexts:
-    """The texts a draft must not contain, for one tokenizer and chat template.
+    """The texts a draft must not contain, for one tokenizer and the marks of turns.
 
     Attributes:
-        texts: Special and added tokens, and turn markers that a chat template writes as ordinary text (``[/INST]``).
+        texts: Special and added tokens, and turn marks that a chat template writes as ordinary text (``[/INST]``).
         token_ids: Ids that the encoding of a draft must not contain.
+        pattern: Matches any of the texts, the longest first; None where there are none.
+        normalise: What the tokenizer does to a text before it looks for tokens in it, where the tokenizer says so.
+        normalised_pattern: Matches any of the texts as ``normalise`` leaves them.
     """
 
     texts: tuple[str, ...]
     token_ids: frozenset[int]
+    pattern: re.Pattern[str] | None
+    tokenizer: Tokenizer
+    normalise: Callable[[str], str] | None
+    normalised_pattern: re.Pattern[str] | None
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, frame: ChatFrame | None = None) -> ControlTexts:
-        """Collect them from a tokenizer."""
+    def of(cls, tokenizer: Tokenizer, markers: Iterable[str] = ()) -> ControlTexts:
+        """Collect them from a tokenizer, and from the pieces that a chat template writes between turns."""
         # Runs of spaces are added tokens in some vocabularies (code models); they control nothing.
         added = {text: token_id for text, token_id in tokenizer.get_added_vocab().items() if text.strip()}
         special = {str(text) for text in tokenizer.all_special_tokens if str(text).strip()}
         controls = special | set(added)
-        unknown = tokenizer.unk_token_id
-        token_ids = {*added.values(), *tokenizer.all_special_ids} - {unknown}
-        markers: set[str] = set()
-        for piece in frame.turn_markers() if frame is not None else ():
-            # Between control tokens stands the name of a role (`user`), which is a word like any other, or a marker
-            # (`[INST]`), which is not.
-            for part in _split_at(controls, piece):
-                marker = part.strip()
-                if len(marker) > 1 and (part == piece or re.search(r"[^\w\s]", marker)):
-                    markers.add(marker)
-        return cls(tuple(sorted(controls | markers, key=lambda text: (-len(text), text))), frozenset(token_ids))
+        token_ids = {*added.values(), *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+        texts = controls | _markers(markers, any_of(controls))
+        normalise = _normalisation(tokenizer)
+        normalised = {normalise(text) for text in texts} if normalise is not None else set[str]()
+        return cls(
+            tuple(sorted(texts, key=lambda text: (-len(text), text))),
+            frozenset(token_ids),
+            any_of(texts),
+            tokenizer,
+            normalise,
+            any_of({*texts, *(text for text in normalised if text.strip())}),
+        )
 
-    def neutralise(self, text: str, tokenizer: Tokenizer) -> str:
-        """The text with every control text broken by a space after its first character, checked on its tokens.
+    def neutralise(self, text: str) -> str:
+        """The text with every control text broken by a space after its first character, checked for its tokens.
 
         What a space cannot break (a control token of one character, a tokenizer that skips spaces) is removed.
         """
-        if not self.texts:
+        if self.pattern is None:
             return text
-        pattern = re.compile("|".join(re.escape(control) for control in self.texts))
-        for round_number in range(_ROUNDS):
-            broken = pattern.sub(_break if round_number < _ROUNDS // 2 else "", text)
-            if broken == text and not self._encodes_to_control(text, tokenizer):
+        text = self.broken(text)
+        if self._cannot_encode_to_control(text):
+            return text
+        for _ in range(_ROUNDS):
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+            if self.token_ids.isdisjoint(token_ids):
                 return text
+            # No control text is spelled, yet a control token comes out: the tokenizer normalises (case, spaces).
+            kept = [token_id for token_id in token_ids if token_id not in self.token_ids]
+            text = self.broken(self.tokenizer.decode(kept, skip_special_tokens=True))
+        return ""
+
+    def broken(self, text: str) -> str:
+        """The text with every control text broken, not yet checked for its tokens."""
+        if self.pattern is None:
+            return text
+        for round_number in range(2 * _ROUNDS):
+            broken = self.pattern.sub(_break if round_number < _ROUNDS else "", text)
             if broken == text:
-                # No control text is spelled, yet a control token comes out: the tokenizer normalises (case, spaces).
-                pattern, broken = self._removal(tokenizer, text)
+                return text
             text = broken
-        return "" if pattern.search(text) or self._encodes_to_control(text, tokenizer) else text
+        return ""
 
-    def _encodes_to_control(self, text: str, tokenizer: Tokenizer) -> bool:
-        return not self.token_ids.isdisjoint(tokenizer.encode(text, add_special_tokens=False))
+    def _cannot_encode_to_control(self, text: str) -> bool:
+        """Whether the tokenizer's own rules say so, which saves encoding a text only to look.
 
-    def _removal(self, tokenizer: Tokenizer, text: str) -> tuple[re.Pattern[str], str]:
-        kept = [i for i in tokenizer.encode(text, add_special_tokens=False) if i not in self.token_ids]
-        pattern = re.compile("|".join(re.escape(control) for control in self.texts))
-        return pattern, tokenizer.decode(kept, skip_special_tokens=True)
+        A control token comes out of a fast tokenizer only where its text is spelled, as written or as normalised.
+        """
+        if self.normalise is None:
+            return False
+        return self.normalised_pattern is None or not self.normalised_pattern.search(self.normalise(text))
 
 
-def _split_at(controls: set[str], piece: str) -> list[str]:
-    longest_first = sorted(controls, key=len, reverse=True)
-    return re.split("|".join(map(re.escape, longest_first)), piece) if controls else [piece]
+def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that matches any of the texts, the longest that does; None for no texts.
+
+    Written as a tree of common beginnings: some vocabularies have thousands of control tokens, and an alternation of
+    them all would be tried at each ``<``.
+    """
+    tree: dict[str, Any] = {}
+    for text in texts:
+        node = tree
+        for letter in text:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    return re.compile(_expression(tree)) if tree else None
+
+
+def _expression(node: dict[str, Any]) -> str:
+    if set(node) == {""}:
+        return ""
+    branches = [re.escape(letter) + _expression(following) for letter, following in node.items() if letter]
+    if len(branches) == 1 and "" not in node:
+        return branches[0]
+    return f"(?:{'|'.join(branches)}){'?' if '' in node else ''}"
+
+
+def _markers(pieces: Iterable[str], controls: re.Pattern[str] | None) -> set[str]:
+    # Between control tokens stands the name of a role (`user`), which is a word like any other, or a marker (`[INST]`),
+    # which is not.
+    markers: set[str] = set()
+    for piece in pieces:
+        for part in controls.split(piece) if controls is not None else [piece]:
+            marker = part.strip()
+            if len(marker) > 1 and (part == piece or re.search(r"[^\w\s]", marker)):
+                markers.add(marker)
+    return markers
+
+
+def _normalisation(tokenizer: Tokenizer) -> Callable[[str], str] | None:
+    """What a fast tokenizer (of the ``tokenizers`` library) does to a text first. None: a tokenizer of another kind."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "normalizer"):
+        return None
+    normalizer: Any = backend.normalizer
+    if normalizer is None:
+        return _as_it_is
+    normalise: Callable[[str], str] = normalizer.normalize_str
+    if type(normalizer).__name__ in _UNICODE_FORMS:
+        return lambda text: text if text.isascii() else normalise(text)
+    return normalise
+
+
+def _as_it_is(text: str) -> str:
+    return text
 
 
 def _break(match: re.Match[str]) -> str:
     control = match.group()
+    if control[0].isalpha() and control.endswith(":"):
+        return f"{control[:-1]} :"  # a speaker's name, as in "User:"
     return f"{control[0]} {control[1:]}" if len(control) > 1 else ""
