@@ -22,6 +22,7 @@ from refine_wrapper.files import write_whole
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.study.ablation.bars import CellBars, mean_seconds, shown_time
 from refine_wrapper.study.ablation.cell import FAILED, FINISHED, Cell, cells_of
+from refine_wrapper.study.ablation.comparison import caution
 from refine_wrapper.study.ablation.plan import Plan, fill, read_plan
 from refine_wrapper.study.ablation.schedule import Cells, Run, run_cells
 
@@ -170,6 +171,8 @@ def _describe(console: Console, plan: Plan, run: Run, wanted: Sequence[Cell], jo
         + (", matched by generated tokens" if plan.match == "tokens" else "")
         + f"; {len(left)} to run, {jobs} at once. {_cost(run, left, jobs)}"
     )
+    if plan.evaluate is None:
+        console.print(caution("reward"))
     console.print(f"Run folder: {run.folder}", soft_wrap=True)
 
 
@@ -246,7 +249,7 @@ def _conclude(console: Console, run: Run, metric: str | None) -> None:
     states = Counter(str((run.of(cell).status or {}).get("state", "not finished")) for cell in run.cells)
     counted = ", ".join(f"{count} {state}" for state, count in states.items())
     console.print(comparison_table(comparisons, chosen))
-    console.print(f"{sentence(comparisons, chosen)} Cells: {counted}.")
+    console.print(" ".join(filter(None, (sentence(comparisons, chosen), caution(chosen), f"Cells: {counted}."))))
     write_whole(run.folder / "summary.md", markdown(summary(table, chosen), comparisons, chosen, counted))
     page = write_report(run.folder, metric=chosen)
     for what, path in (

@@ -20,8 +20,8 @@ from refine_wrapper.cli.settings import (
     plugin_option,
     resolve_settings,
 )
+from refine_wrapper.core.planner import make_mode, make_rules
 from refine_wrapper.core.prompts.builder import find_template
-from refine_wrapper.core.refiner import build_selector
 from refine_wrapper.errors import ConfigError, PluginError
 from refine_wrapper.hosts.launch.child import find_command, forwarded_signals
 from refine_wrapper.hosts.launch.environment import child_environment, merge_patches
@@ -86,8 +86,8 @@ def _command(context: click.Context) -> list[str]:
 def _check(config: RefineConfig, plugins: Plugins) -> None:
     """Find here what the trainer would only find after minutes of starting up."""
     find_template(config.template, plugins)
-    build_selector(config, plugins)
-    plugins.get("plan", config.plan)
+    make_rules(config, plugins)
+    make_mode(config, plugins)
     if config.objective is not None:
         plugins.get("objective", config.objective)
 

@@ -114,20 +114,7 @@ class Planner:
             sample: As sampled; one that failed already stays as it is.
             reward: Anything a reward function returns for one sample: a float, a 0-d array, ``[x]``, None.
         """
-        if sample.outcome is not Outcome.OK:
-            return sample
-        if reward is None:
-            return replace(sample, outcome=Outcome.NO_REWARD)
-        try:
-            answer: Any = self.plugins.hook.normalize_reward(reward=reward)
-            number = None if answer is None else float(answer)
-        except Exception as error:  # a plugin's or a reward's own trouble, whatever it is, costs this sample only
-            return replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=describe(error))
-        if number is None:
-            return replace(sample, outcome=Outcome.WRONG_LENGTH, detail=f"not one number: {reward!r:.200}")
-        if not math.isfinite(number):
-            return replace(sample, outcome=Outcome.NON_FINITE, detail=str(number))
-        return replace(sample, reward=number)
+        return with_reward(sample, reward, self.plugins)
 
     def add(self, group: GroupSoFar, samples: Sequence[Sample], *, seconds: float = 0.0) -> GroupSoFar:
         """The group with the samples of the round that was planned last, in order."""
@@ -283,6 +270,24 @@ class Planner:
                 f"refine: mode {name!r} of plugin {self.plugins.owner('mode', name)!r} answered for group "
                 f"{group.question.id}: {wrong}"
             )
+
+
+def with_reward(sample: Sample, reward: Any, plugins: Plugins) -> Sample:
+    """:meth:`Planner.scored` where there is no planner."""
+    if sample.outcome is not Outcome.OK:
+        return sample
+    if reward is None:
+        return replace(sample, outcome=Outcome.NO_REWARD)
+    try:
+        answer: Any = plugins.hook.normalize_reward(reward=reward)
+        number = None if answer is None else float(answer)
+    except Exception as error:  # a plugin's or a reward's own trouble, whatever it is, costs this sample only
+        return replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=describe(error))
+    if number is None:
+        return replace(sample, outcome=Outcome.WRONG_LENGTH, detail=f"not one number: {reward!r:.200}")
+    if not math.isfinite(number):
+        return replace(sample, outcome=Outcome.NON_FINITE, detail=str(number))
+    return replace(sample, reward=number)
 
 
 def make_rules(config: RefineConfig, plugins: Plugins) -> Rules:

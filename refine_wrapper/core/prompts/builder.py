@@ -53,7 +53,6 @@ class PromptBuilder:
 
     def __init__(self, config: RefineConfig, plugins: Plugins, room: PromptRoom) -> None:
         self._config = config
-        self._plugins = plugins
         self._room = room
         self._template = find_template(config.template, plugins)
         self._frame = ChatFrame.of(room.tokenizer, room.chat_kwargs)
@@ -133,11 +132,6 @@ class PromptBuilder:
         return self._overhead[kind]
 
     def _render(self, question: Prompt, draft: str) -> Prompt:
-        answered: Prompt | None = self._plugins.hook.build_prompt(
-            question=question, draft=draft, room=self._room, config=self._config
-        )
-        if answered is not None:
-            return answered
         if not isinstance(question, str):
             return self._template.render_messages(question, draft)
         if self._frame is not None and self._frame.wraps(question):

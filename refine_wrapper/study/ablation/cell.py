@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from refine_wrapper.core.planner import make_mode
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.files import read_json
 from refine_wrapper.plugins.manager import Plugins
@@ -19,6 +21,8 @@ from refine_wrapper.study.ablation.plan import Plan, fill, launch_of, placed
 FINISHED, FAILED = "finished", "failed"
 START: Final = "(start)"
 """Objective of the cells that only measure the model that all others start from."""
+_COLUMNS: Final = ("selector", "template", "refine_share")
+"""Settings that have a column of their own in the results, beside mode and number of drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class Cell:
         objective: What is wrapped, or not.
         task: Name of the task in the plan.
         seed: Of the host and of refinement.
-        completions: Per prompt: G of a plain cell, N + G of a refined one; 0 where nothing is trained.
+        completions: Per prompt, with what the mode of a refined cell samples beside its group at most; 0 where nothing
+            is trained.
         prompts: Per optimizer step, if the plan says so.
         refine: Refinement settings that differ from the defaults; None for a plain cell.
         common: Settings of a plain cell.
@@ -47,6 +52,9 @@ class Cell:
         drafts: Refinement settings of the held-out measure with drafts; of a plain cell those of the plan's first
             refined one, because it is measured in the same prompts.
         model: What is measured where nothing is trained.
+        num_drafts: N of its mode; 0 of a plain cell.
+        group_size: Slots of a group.
+        options: Other settings that tell it from refined cells of its plan, in words.
     """
 
     name: str
@@ -69,6 +77,9 @@ class Cell:
     evaluate: Mapping[str, Any] | None = None
     drafts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     model: str = ""
+    num_drafts: int = 0
+    group_size: int = 0
+    options: str = ""
     plugin_modules: tuple[str, ...] = field(default=())
 
     @property
@@ -85,17 +96,18 @@ class Cell:
     def columns(self) -> dict[str, Any]:
         """What the results table says of each value of this cell."""
         config = self.config
-        drafts = config.num_drafts if self.refined else 0
         return {
             "cell": self.name,
             "host": self.host,
             "objective": self.objective,
             "refined": self.refined,
-            "num_drafts": drafts,
-            "group_size": self.completions - drafts,
+            "mode": config.mode if self.refined else None,
+            "num_drafts": self.num_drafts,
+            "group_size": self.group_size,
             "selector": config.selector if self.refined else None,
             "template": config.template if self.refined else None,
             "share": config.refine_share if self.refined else None,
+            "options": self.options or None,
             "task": self.task,
             "seed": self.seed,
         }
@@ -170,9 +182,13 @@ class CellFolder:
 
 
 def cells_of(plan: Plan, run: Path, plugins: Plugins) -> list[Cell]:
-    """All cells of a plan, seed by seed, plain before refined: half a run can be compared already."""
+    """All cells of a plan, seed by seed, plain before refined: half a run can be compared already.
+
+    Raises:
+        ConfigError: If two of them would have one name, or one cannot be trained.
+    """
     starts = [_start_cell(plan, task, run) for task in plan.tasks] if plan.start else []
-    return starts + [
+    cells = starts + [
         cell
         for seed in plan.seeds
         for task in plan.tasks
@@ -180,6 +196,10 @@ def cells_of(plan: Plan, run: Path, plugins: Plugins) -> list[Cell]:
         for objective in plan.objectives_on(host)
         for cell in _pair(plan, host, objective, task, seed, run, plugins)
     ]
+    twice = next((name for name, count in Counter(cell.name for cell in cells).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(f"refine: the plan makes two cells called {twice!r}. Leave out one of two equal settings.")
+    return cells
 
 
 def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path, plugins: Plugins) -> Iterator[Cell]:
@@ -188,10 +208,16 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
     evaluation = plan.evaluation(task, run)
     plain_name = _slug(host, objective, task, "plain", f"seed{seed}")
     for config in plan.settings(objective):
-        name = plain_name
+        name, num_drafts, group_size, options = plain_name, 0, plan.completions, ""
         if config is not None:
-            split = f"{config.num_drafts}+{plan.completions - config.num_drafts}"
-            name = _slug(host, objective, task, split, *plan.varied(config), f"seed{seed}")
+            num_drafts = getattr(make_mode(config, plugins), "num_drafts", config.num_drafts)
+            group_size = plan.group_size(config, plugins)
+            paper = config.mode == "paper"
+            split = f"{num_drafts}+{group_size}" if paper else f"{config.mode}-N{num_drafts}-S{group_size}"
+            varied = plan.varied(config)
+            others = [f"{setting}_{text}" for setting, text in varied.items()]
+            name = _slug(host, objective, task, split, *others, f"seed{seed}")
+            options = _options(config, varied)
         yield Cell(
             name=name,
             host=host,
@@ -212,6 +238,9 @@ def _pair(plan: Plan, host: str, objective: str, task: str, seed: int, run: Path
             pilot_steps=plan.pilot_steps,
             evaluate=evaluation.model_dump(mode="json") if evaluation else None,
             drafts=_drafts(plan, config),
+            num_drafts=num_drafts,
+            group_size=group_size,
+            options=options,
             plugin_modules=plan.plugins,
         )
 
@@ -259,6 +288,13 @@ def _stated(config: RefineConfig) -> dict[str, Any]:
     """The settings that differ from the defaults; the number of drafts always."""
     stated = config.model_dump(mode="json", exclude_defaults=True)
     return {"num_drafts": config.num_drafts, **stated}
+
+
+def _options(config: RefineConfig, varied: Mapping[str, str]) -> str:
+    """What of a refined setting no other column of the results says: options of its mode, and all that is varied."""
+    options = {name: text for name, text in varied.items() if name not in (*_COLUMNS, "mode_options")}
+    of_mode = [f"{name}={value}" for name, value in config.mode_options.items() if name != "num_drafts"]
+    return ", ".join([*of_mode, *(f"{name}={text}" for name, text in options.items())])
 
 
 def _as_text(value: Any) -> str:

@@ -26,11 +26,13 @@ SETTING: Final[tuple[str, ...]] = (
     "objective",
     "task",
     "refined",
+    "mode",
     "num_drafts",
     "group_size",
     "selector",
     "template",
     "share",
+    "options",
 )
 """Columns of the results table that make a setting; cells of one setting differ in the seed only."""
 CONFIDENCE: Final = 0.95
@@ -197,16 +199,20 @@ class _Pair:
 
 
 def setting_label(setting: Mapping[str, Any]) -> str:
-    """A setting in a few words: ``plain 8``, ``4 + 4, best`` and what differs from the usual."""
+    """A setting in a few words: ``plain 8``, ``4 + 4, best``, ``joint 8, 4 drafts, best``, and what differs."""
     if not setting["group_size"]:
         return "before training"
     if not setting["refined"]:
         return f"plain {setting['group_size']}"
-    parts = [f"{setting['num_drafts']} + {setting['group_size']}", str(setting["selector"])]
+    mode, drafts, slots = setting.get("mode"), setting["num_drafts"], setting["group_size"]
+    parts = [f"{drafts} + {slots}" if mode in (None, "paper") else f"{mode} {slots}, {drafts} drafts"]
+    parts.append(str(setting["selector"]))
     if setting["template"] not in (None, "append"):
         parts.append(Path(str(setting["template"])).name)
     if setting["share"] not in (None, 1.0):
         parts.append(f"{setting['share']:.0%} of prompts")
+    if setting.get("options"):
+        parts.append(str(setting["options"]))
     return ", ".join(parts)
 
 
@@ -233,6 +239,16 @@ def sentence(comparisons: Sequence[Comparison], metric: str) -> str:
     )
 
 
+def caution(metric: str) -> str:
+    """What must be said beside a comparison by this metric; empty for most."""
+    if metric != "reward":
+        return ""
+    return (
+        "Training rewards of refinements saw a draft, those of plain answers did not: they are not rewards of one "
+        "problem, and say little about which model is better. Add `evaluate` to the plan to compare held-out accuracy."
+    )
+
+
 def _of_one(found: Comparison, metric: str) -> str:
     seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) != 1 else ''}"
     difference = f", {found.difference:+.3f} [{found.low:.3f}, {found.high:.3f}]" if len(found.seeds) > 1 else ""
@@ -244,7 +260,8 @@ def _by_setting(table: pd.DataFrame, metric: str) -> list[tuple[dict[str, Any], 
     found: dict[tuple[Any, ...], tuple[dict[str, Any], dict[int, float]]] = {}
     for row in final_values(table, metric).to_dict("records"):
         # NaN is how a table says None, and is equal to nothing.
-        setting = {name: None if row[name] != row[name] else row[name] for name in SETTING}
+        values_of = {name: row.get(name) for name in SETTING}  # tables from before modes lack some
+        setting = {name: None if value != value else value for name, value in values_of.items()}
         _, values = found.setdefault(tuple(setting.values()), (setting, {}))
         values[int(row["seed"])] = float(row["value"])
     return list(found.values())

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal, cast
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from refine_wrapper.core.planner import make_mode, make_rules
 from refine_wrapper.core.prompts.builder import find_template
-from refine_wrapper.core.refiner import build_selector
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.hosts.adapter import Adapter, Launch
 from refine_wrapper.hosts.budget import matched_group_size
@@ -97,7 +97,10 @@ class Plan(BaseModel):
         (0, 1, 2), min_length=1, description="Seeds, or how many. Plain and refined cells are paired by seed."
     )
     completions: int = Field(
-        8, ge=2, description="Completions per prompt in every cell: G of a plain one, N + G of a refined one."
+        8,
+        ge=2,
+        description="Completions per prompt in every cell: the group of a plain one; of a refined one the group and "
+        "what its mode samples beside it at most (paper: N + G; joint, on_failure: the group alone).",
     )
     prompts: int | None = Field(
         None,
@@ -153,10 +156,21 @@ class Plan(BaseModel):
         plain: list[RefineConfig | None] = [None] if self.plain else []
         return plain + [RefineConfig(**{"match_budget": True, **own, **values}) for values in grid]
 
-    def varied(self, config: RefineConfig) -> list[str]:
-        """What tells refined settings of this plan apart, beside the number of drafts: ``selector_best``."""
-        names = [name for name, values in self.refine.items() if len(values) > 1 and name != "num_drafts"]
-        return [f"{name}_{getattr(config, name)}" for name in names]
+    def varied(self, config: RefineConfig) -> dict[str, str]:
+        """What tells refined settings of this plan apart beside mode and number of drafts: ``selector`` -> ``best``."""
+        names = [name for name, values in self.refine.items() if len(values) > 1 and name not in ("num_drafts", "mode")]
+        return {name: _in_words(getattr(config, name)) for name in names}
+
+    def group_size(self, config: RefineConfig, plugins: Plugins) -> int:
+        """Slots of a refined cell: its completions without those that the mode samples beside them.
+
+        Raises:
+            BudgetError, ConfigError, PluginError: If the mode cannot work with these settings; with what to set.
+        """
+        mode, rules = make_mode(config, plugins), make_rules(config, plugins)
+        slots = matched_group_size(self.completions, mode.num_context(self.completions, rules))
+        mode.check(slots, rules)
+        return slots
 
     def fields(self, task: str) -> dict[str, Any]:
         """What ``{name}`` stands for in a task, beside the values of the cell."""
@@ -193,8 +207,7 @@ class Plan(BaseModel):
             if not self.objectives_on(host):
                 raise ConfigError(f"refine: the plan trains no objective on {host}; see `only_on`.")
         for config in filter(None, itertools.chain.from_iterable(map(self.settings, self.objectives))):
-            matched_group_size(self.completions, config.num_drafts)
-            build_selector(config, plugins)
+            self.group_size(config, plugins)
             known = config.template in plugins.all("template")
             find_template(config.template if known else str(self.folder / config.template), plugins)
         for argument in self.prepare:
@@ -207,6 +220,14 @@ class Plan(BaseModel):
     def objectives_on(self, host: str) -> list[str]:
         """The objectives that are trained on one host."""
         return [name for name in self.objectives if host in self.only_on.get(name, (host,))]
+
+
+def _in_words(value: Any) -> str:
+    """``rounds=3`` for options, any other value as it is."""
+    if isinstance(value, Mapping):
+        options = cast("Mapping[str, Any]", value)
+        return ", ".join(f"{name}={option}" for name, option in options.items()) or "none"
+    return str(value)
 
 
 def read_plan(path: Path) -> Plan:

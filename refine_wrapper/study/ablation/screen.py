@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from refine_wrapper.study.ablation.comparison import Comparison, sentence
+from refine_wrapper.study.ablation.comparison import Comparison, caution, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,8 @@ def comparison_table(comparisons: Sequence[Comparison], metric: str) -> Table:
 
 def markdown(summary: pd.DataFrame, comparisons: Sequence[Comparison], metric: str, states: str) -> str:
     """The content of summary.md."""
-    lines = [f"# {metric}", "", sentence(comparisons, metric), "", f"Cells: {states}.", ""]
+    said = filter(None, (sentence(comparisons, metric), caution(metric), f"Cells: {states}."))
+    lines = [f"# {metric}", "", *(line for paragraph in said for line in (paragraph, ""))]
     lines += [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     lines += [f"| {' | '.join(_cells(found))} |" for found in comparisons]
     lines += ["", "| task | host | objective | setting | mean, 95 % | seeds |", "|---|---|---|---|---|---|"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from refine_wrapper.core.resampling import is_drawn_again
 from refine_wrapper.core.trace import FILE_NAME, read_trace
 from refine_wrapper.errors import RefineError
 from refine_wrapper.plugins.manager import Plugins
@@ -33,7 +32,7 @@ class Spent:
 
     Attributes:
         prompts: Groups, without those that dynamic sampling drew besides.
-        completions: Drafts and refinements of all groups.
+        completions: Samples of all rounds of all groups.
         tokens: Generated for them.
     """
 
@@ -47,12 +46,13 @@ def refined_spent(trace: Path) -> dict[int, Spent]:
     totals: dict[int, list[int]] = {}
     if not (trace / FILE_NAME).exists():
         return {}
-    for group in read_trace(trace):
-        sampled = [*group["drafts"], *group["refinements"]]
+    # A run that died and was resumed samples some groups once more: what came later counts.
+    for group in {group["group_id"]: group for group in read_trace(trace)}.values():
+        _, _, _, attempt = group["id"]
         total = totals.setdefault(int(group["step"] or 0), [0, 0, 0])
-        total[0] += not is_drawn_again(group["group_id"])
-        total[1] += len(sampled)
-        total[2] += sum(answer["num_tokens"] for answer in sampled)
+        total[0] += attempt == 0
+        total[1] += len(group["samples"])
+        total[2] += sum(sample["num_tokens"] for sample in group["samples"])
     return {step: Spent(*total) for step, total in totals.items()}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from refine_wrapper.core.refiner import Refiner
-from refine_wrapper.core.types import DraftOutcome, GroupPlan, PromptRoom, Refinement, SampledDraft
+from refine_wrapper.core.modes.interface import GroupSoFar
+from refine_wrapper.core.planner import Planner
+from refine_wrapper.core.types import GroupId, Outcome, PlannedRound, PromptRoom, Question, Sample
 from refine_wrapper.errors import BudgetError, ConfigError, PromptError
 from refine_wrapper.hosts.budget import check_room, prompt_room
 from refine_wrapper.plugins.manager import Plugins
@@ -27,6 +28,14 @@ class _Asked:
 
     problem: Problem
     ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Refined:
+    """A group whose draft is known: what its answers are sampled on."""
+
+    group: GroupSoFar
+    planned: PlannedRound
 
 
 class Protocol:
@@ -66,8 +75,8 @@ class Protocol:
         everyone = measured_config(refine)
         # One draft and one reward for all of them: nothing of the label can reach the choice.
         own = everyone.replace(num_drafts=1, selector="best", selector_options={})
-        self._own = Refiner(own, room, plugins, observe=False) if settings.with_own_draft else None
-        self._oracle = Refiner(everyone, room, plugins, observe=False) if settings.with_oracle_draft else None
+        self._own = Planner(own, room, plugins) if settings.with_own_draft else None
+        self._oracle = Planner(everyone, room, plugins) if settings.with_oracle_draft else None
 
     @property
     def problems_per_batch(self) -> int:
@@ -96,16 +105,16 @@ class Protocol:
                 )
                 + (", or leave them out with --too-long skip." if fitting else ".")
             )
-        refiner = self._own or self._oracle
-        if refiner is not None:
+        planner = self._own or self._oracle
+        if planner is not None:
             try:
-                overhead = refiner.prompts.overhead_tokens(fitting[0].prompt)
+                overhead = planner.prompts.overhead_tokens(fitting[0].prompt)
             except PromptError as error:
                 raise ConfigError(f"{error} Measure without a draft: --draft none.") from None
             check_room(
                 limit,
                 overhead_tokens=overhead,
-                draft_tokens=refiner.config.draft_tokens,
+                draft_tokens=planner.config.draft_tokens,
                 answer_tokens=answer,
                 model_setting="max_model_tokens",
                 answer_setting="max_new_tokens",
@@ -127,44 +136,67 @@ class Protocol:
             if answers_N[samples:]:
                 record["more_drafts"] = [_written(answer) for answer in answers_N[samples:]]
             records.append(record)
+        # A group of its own for each draft: one answer beside an own draft, k beside the one that the oracle takes.
         if self._own is not None:
-            plans = [
-                [self._plan(self._own, f"{problem.id}/{index}", problem, [_unscored(draft)])]
-                for problem, answers_N in zip(problems, answers, strict=True)
+            refined_P = [
+                self._draft(self._own, GroupId("eval", batch, place * samples + index), problem, [_unscored(draft)], 1)
+                for place, (problem, answers_N) in enumerate(zip(problems, answers, strict=True))
                 for index, draft in enumerate(answers_N[:samples])
             ]
-            self._refine(records, problems, [plan for (plan,) in plans], batch, WITH_DRAFT)
+            self._refine(self._own, records, problems, refined_P, batch, WITH_DRAFT)
         if self._oracle is not None:
-            plans_P = [
-                self._plan(self._oracle, problem.id, problem, [_scored(d) for d in answers_N[: self._num_drafts]])
-                for problem, answers_N in zip(problems, answers, strict=True)
+            refined_P = [
+                self._draft(
+                    self._oracle, GroupId("eval", batch, place), problem, answers_N[: self._num_drafts], samples
+                )
+                for place, (problem, answers_N) in enumerate(zip(problems, answers, strict=True))
             ]
-            self._refine(records, problems, [p for p in plans_P for _ in range(samples)], batch, WITH_ORACLE_DRAFT)
+            self._refine(self._oracle, records, problems, refined_P, batch, WITH_ORACLE_DRAFT)
         return records
 
-    def _plan(self, refiner: Refiner, group_id: str, problem: Problem, drafts_N: list[SampledDraft]) -> GroupPlan:
-        return refiner.plan(group_id, problem.prompt, drafts_N)
+    def _draft(
+        self, planner: Planner, group_id: GroupId, problem: Problem, drafts_N: Sequence[Sample], num_answers: int
+    ) -> _Refined:
+        """A group up to its answers."""
+        group, planned = planner.next(planner.open(Question(group_id, problem.prompt), num_answers))
+        if planned is not None and not planned.ask.final:
+            group, planned = planner.next(planner.add(group, drafts_N))
+        assert planned is not None, "the paper's mode fills all slots in its last round"
+        return _Refined(group, planned)
 
     def _refine(
-        self, records: list[Record], problems: Sequence[Problem], plans: list[GroupPlan], batch: int, measure: str
+        self,
+        planner: Planner,
+        records: list[Record],
+        problems: Sequence[Problem],
+        refined_P: Sequence[_Refined],
+        batch: int,
+        measure: str,
     ) -> None:
-        """Sample one answer for every plan, k of them a problem, and put them into the records."""
+        """Sample the answers of all groups, k of them a problem, and put them into the records."""
         samples = self._settings.samples
-        asked = [_Asked(problems[row // samples], self._codec.encode(plan.prompt)) for row, plan in enumerate(plans)]
-        answers = self._answer(asked, batch, measure)
-        for row, (plan, answer) in enumerate(zip(plans, answers, strict=True)):
-            written = _written(answer)
-            # The own draft of a sample is the single-shot sample beside it; the oracle's is one for all samples.
-            chosen = plan.selection.draft.index if plan.selection is not None else None
-            written["draft"] = row % samples if measure == WITH_DRAFT else chosen
-            if plan.cause is not None:
-                written["plain"] = plan.cause.value  # answered on q itself
-            else:
-                written["copied"] = self._same_answer(answer.text, plan.draft_text)
-                written["draft_shortened"] = plan.draft_shortened
-            records[row // samples].setdefault(measure, []).append(written)
+        prompts = [refined.planned.prompt for refined in refined_P for _ in range(refined.group.num_slots)]
+        asked = [_Asked(problems[row // samples], self._codec.encode(prompt)) for row, prompt in enumerate(prompts)]
+        answers = iter(self._answer(asked, batch, measure))
+        row = 0
+        for refined in refined_P:
+            shown = refined.planned.ask.show
+            of_group = [next(answers) for _ in range(refined.group.num_slots)]
+            joined = planner.add(refined.group, of_group).samples[-len(of_group) :]
+            for answer, sample in zip(of_group, joined, strict=True):
+                written = _written(answer)
+                # The own draft of a sample is the single-shot sample beside it; the oracle's is one for all samples.
+                written["draft"] = row % samples if measure == WITH_DRAFT else shown
+                if shown is None:  # answered on q itself
+                    assert refined.planned.ask.cause is not None
+                    written["plain"] = refined.planned.ask.cause.value
+                else:
+                    written["copied"] = self._same_answer(sample.visible, refined.planned.shown_text)
+                    written["draft_shortened"] = refined.planned.shortened
+                records[row // samples].setdefault(measure, []).append(written)
+                row += 1
 
-    def _answer(self, asked: Sequence[_Asked], batch: int, measure: str) -> list[Refinement]:
+    def _answer(self, asked: Sequence[_Asked], batch: int, measure: str) -> list[Sample]:
         completions: list[Completion] = []
         for start in range(0, len(asked), self._batch_size):
             part = asked[start : start + self._batch_size]
@@ -185,33 +217,29 @@ def measured_config(refine: RefineConfig) -> RefineConfig:
     """Settings under which every problem gets its q': what training leaves plain or untrained is still asked."""
     return refine.replace(
         enabled=True,
-        plan="paper",
+        mode="paper",
+        mode_options={},
         refine_share=1.0,
         trace_dir=None,
         on_no_draft="error" if refine.on_no_draft == "error" else "plain",
     )
 
 
-def _grouped(answers: Sequence[Refinement], size: int) -> list[list[Refinement]]:
+def _grouped(answers: Sequence[Sample], size: int) -> list[list[Sample]]:
     return [list(answers[start : start + size]) for start in range(0, len(answers), size)]
 
 
-def _unscored(answer: Refinement) -> SampledDraft:
-    return SampledDraft(answer.text, 0.0, answer.num_tokens, answer.finished)
+def _unscored(answer: Sample) -> Sample:
+    return replace(answer, reward=0.0, outcome=Outcome.OK, detail="")
 
 
-def _scored(answer: Refinement) -> SampledDraft:
-    failure = DraftOutcome.NO_REWARD if answer.failure else None
-    return SampledDraft(answer.text, answer.reward, answer.num_tokens, answer.finished, failure, answer.failure)
-
-
-def _written(answer: Refinement) -> Record:
+def _written(answer: Sample) -> Record:
     record: Record = {
         "text": answer.text,
         "reward": answer.reward,
         "tokens": answer.num_tokens,
         "finished": answer.finished,
     }
-    if answer.failure:
-        record["failure"] = answer.failure
+    if not answer.usable:
+        record["failure"] = answer.outcome.value + (f": {answer.detail}" if answer.detail else "")
     return record

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refine_wrapper.core.planner import make_rules
 from refine_wrapper.core.prompts.builder import find_template
-from refine_wrapper.core.refiner import build_selector
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.files import write_json
 from refine_wrapper.plugins.manager import Plugins
@@ -110,7 +110,7 @@ class Job:
             )
         self._plugins = Plugins(self.refine.plugin_modules) if plugins is None else plugins
         template = find_template(self.refine.template, self._plugins)
-        build_selector(self.refine, self._plugins)
+        make_rules(self.refine, self._plugins)
         self.problems = read_problems(settings) if problems is None else problems
         if reward is None:
             reward, reward_identity = find_reward(settings.reward, self.problems, self._plugins)

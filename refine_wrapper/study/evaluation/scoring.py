@@ -9,11 +9,12 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from refine_wrapper.core.drafts import type_refinement
-from refine_wrapper.core.types import DraftOutcome, Refinement, SampledDraft
+from refine_wrapper.core.planner import with_reward
+from refine_wrapper.core.types import Outcome, Sample
 from refine_wrapper.errors import ConfigError, NoRewardError, RefineError
 from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.plugins.manager import Plugins
@@ -41,7 +42,7 @@ class Scorer:
         self._worked = False
         self.name = str(getattr(reward, "__name__", type(reward).__name__))
 
-    def score(self, asked: Sequence[Problem], completions: Completions) -> list[Refinement]:
+    def score(self, asked: Sequence[Problem], completions: Completions) -> list[Sample]:
         """One scored completion for each: its reward, or why there is none.
 
         Args:
@@ -53,31 +54,30 @@ class Scorer:
         """
         try:
             rewards = self._call(asked, completions)
-            sampled = [
-                SampledDraft(completion.text, reward, completion.num_tokens, completion.finished)
+            scored = [
+                with_reward(_sample_of(completion), reward, self._plugins)
                 for completion, reward in zip(completions, rewards, strict=True)
             ]
         except ConfigError:
             raise
         except Exception:  # a reward may raise anything; which completions it was is found one by one
-            sampled = [self._alone(problem, one) for problem, one in zip(asked, completions, strict=True)]
-        scored = [type_refinement(sample, self._plugins) for sample in sampled]
-        self._worked = self._worked or not all(answer.failure for answer in scored)
-        raised = next((s for s in sampled if s.failure is DraftOutcome.REWARD_EXCEPTION), None)
+            scored = [self._alone(problem, one) for problem, one in zip(asked, completions, strict=True)]
+        self._worked = self._worked or any(sample.usable for sample in scored)
+        raised = next((sample for sample in scored if sample.outcome is Outcome.REWARD_EXCEPTION), None)
         if not self._worked and raised is not None:
             raise NoRewardError(f"refine: the reward {self.name!r} failed on every completion so far: {raised.detail}")
         return scored
 
-    def _alone(self, problem: Problem, completion: Any) -> SampledDraft:
-        text, tokens, finished = completion.text, completion.num_tokens, completion.finished
+    def _alone(self, problem: Problem, completion: Any) -> Sample:
+        sample = _sample_of(completion)
         try:
             (reward,) = self._call([problem], [completion])
         except RefineError:
             raise
         except Exception as error:
             detail = f"{type(error).__name__}: {error}"
-            return SampledDraft(text, None, tokens, finished, DraftOutcome.REWARD_EXCEPTION, detail)
-        return SampledDraft(text, reward, tokens, finished)
+            return replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=detail)
+        return with_reward(sample, reward, self._plugins)
 
     def _call(self, asked: Sequence[Problem], completions: Completions) -> list[Any]:
         names = dict.fromkeys(name for problem in asked for name in problem.columns)
@@ -158,6 +158,10 @@ def _load_module(name: str) -> Any:
             f"refine: the reward module {name!r} cannot be imported: {type(error).__name__}: {error}. Write "
             "path/to/file.py:function for a file."
         ) from error
+
+
+def _sample_of(completion: Any) -> Sample:
+    return Sample(completion.text, num_tokens=completion.num_tokens, finished=completion.finished)
 
 
 def _wanted(reward: Callable[..., Any]) -> frozenset[str] | None:

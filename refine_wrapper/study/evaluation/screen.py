@@ -25,7 +25,7 @@ def table(evaluation: Evaluation) -> Table:
     """Figures as rows, measures as columns; each with its standard error over problems."""
     drawn = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{evaluation.num_problems} problems, value ± standard error over problems",
+        title=f"{evaluation.num_problems} problems, value ± standard error over problems, or [95 %] where all agree",
         title_justify="left",
     )
     drawn.add_column("", no_wrap=True)
@@ -66,10 +66,4 @@ def notes(evaluation: Evaluation) -> list[str]:
 
 
 def _shown(figure: str, estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    if estimate.value is None:
-        return "-"
-    digits = 1 if figure == "tokens" else 3
-    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.{digits}f}"
-    return f"{estimate.value:.{digits}f}{error}"
+    return "" if estimate is None else estimate.shown(1 if figure == "tokens" else 3)

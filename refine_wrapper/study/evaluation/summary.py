@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from refine_wrapper.core.types import DraftOutcome
+from refine_wrapper.core.types import Outcome
 from refine_wrapper.study.evaluation.settings import MEASURES, SINGLE_SHOT, WITH_DRAFT, WITH_ORACLE_DRAFT
 from refine_wrapper.study.evaluation.statistics import (
     Estimate,
     mean_over_problems,
+    of_share,
     pass_at,
     powers_of_two,
     ratio_over_problems,
 )
 
-_NOT_APPLIED = DraftOutcome.NO_REWARD.value
+_NOT_APPLIED = Outcome.NO_REWARD.value
 Record = Mapping[str, Any]
 Answer = Mapping[str, Any]
 
@@ -119,14 +120,15 @@ def _measure(name: str, records: Sequence[Record], correct_at: float) -> Measure
     answers_P = [record[name] for record in records]
     samples = len(answers_P[0]) if answers_P else 1
     right_P = [share(right, answers) for answers in answers_P]
-    figures = {f"avg@{samples}": mean_over_problems(right_P)}
+    figures = {f"avg@{samples}": of_share(mean_over_problems(right_P))}
     for k in powers_of_two(samples):
         passed_P = [pass_at(samples, sum(map(right, answers)), k) for answers in answers_P]
-        figures[f"pass@{k}"] = mean_over_problems(passed_P)
+        figures[f"pass@{k}"] = of_share(mean_over_problems(passed_P))
     rewards_P = [[a["reward"] for a in answers if a["reward"] is not None] for answers in answers_P]
     figures["reward"] = mean_over_problems([sum(rewards) / len(rewards) for rewards in rewards_P if rewards])
     figures["tokens"] = mean_over_problems([share(lambda a: a["tokens"], answers) for answers in answers_P])
-    figures["finished"] = mean_over_problems([share(lambda a: a["finished"], answers) for answers in answers_P])
+    finished_P = [share(lambda a: a["finished"], answers) for answers in answers_P]
+    figures["finished"] = of_share(mean_over_problems(finished_P))
     if name != SINGLE_SHOT:
         figures |= _beside_drafts(name, records, right_P, right)
     everything = [answer for answers in answers_P for answer in answers]
@@ -151,7 +153,7 @@ def _beside_drafts(
     copies_P = [[a["copied"] for a in record[name] if "copied" in a] for record in records]
     return {
         "minus_single_shot": mean_over_problems(differences_P),
-        "copied": ratio_over_problems([sum(c) for c in copies_P], [len(c) for c in copies_P]),
+        "copied": of_share(ratio_over_problems([sum(c) for c in copies_P], [len(c) for c in copies_P])),
         "repaired": _share_of(pairs_P, lambda draft, answer: not draft, lambda draft, answer: answer),
         "broken": _share_of(pairs_P, lambda draft, answer: draft, lambda draft, answer: not answer),
     }
@@ -170,6 +172,5 @@ def _share_of(
     counted: Callable[[bool, bool], bool],
 ) -> Estimate:
     chosen_P = [[pair for pair in pairs if among(*pair)] for pairs in pairs_P]
-    return ratio_over_problems(
-        [sum(counted(*pair) for pair in chosen) for chosen in chosen_P], [len(chosen) for chosen in chosen_P]
-    )
+    counted_P = [sum(counted(*pair) for pair in chosen) for chosen in chosen_P]
+    return of_share(ratio_over_problems(counted_P, [len(chosen) for chosen in chosen_P]))

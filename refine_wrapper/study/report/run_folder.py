@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS: Final = "results.parquet"
+_NEW: Final = ("mode", "options")
 _LOG_LINES: Final = 60
 _TRACES_NAMED: Final = 10
 
@@ -95,13 +96,15 @@ def _read_table(path: Path) -> pd.DataFrame:
             f"refine: {str(path)!r} cannot be read ({error}). It may be half written: write it again with "
             "`refine-wrapper ablate`, which repeats no finished cell."
         ) from None
+    # Results from before modes, when all that was refined was in the mode `paper`.
+    table = table.assign(**{name: None for name in _NEW if name not in table.columns})
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ReportError(f"refine: {str(path)!r} lacks the columns {', '.join(missing)}: it is not from `ablate`.")
     if not table["value"].notna().any():
         raise ReportError(f"refine: {str(path)!r} has no values: no cell has measured anything yet.")
     # A text that is missing is None, whichever of its NAs pandas reads; a value that is missing says nothing.
-    texts = ("host", "objective", "task", "selector", "template")
+    texts = ("host", "objective", "task", "mode", "selector", "template", "options")
     table = table.assign(**{name: table[name].astype(object).where(table[name].notna(), None) for name in texts})
     return table[table["value"].notna()]
 

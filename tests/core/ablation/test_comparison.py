@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from refine_wrapper.study.ablation.comparison import ResultsError, compare, interval, sentence, summary
+from refine_wrapper.study.ablation.comparison import ResultsError, caution, compare, interval, sentence, summary
+from refine_wrapper.study.ablation.screen import markdown
 
 VALUES = st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=3, max_size=6)
 
@@ -24,11 +25,13 @@ def row(
         "objective": "grpo",
         "task": "sort",
         "refined": refined,
+        "mode": "paper" if refined else None,
         "num_drafts": 4 if refined else 0,
         "group_size": 4 if refined else 8,
         "selector": "best" if refined else None,
         "template": "append" if refined else None,
         "share": 1.0 if refined else None,
+        "options": None,
         "seed": seed,
         "metric": metric,
         "step": step,
@@ -114,6 +117,29 @@ def test_many_comparisons_need_more_than_one_low_p_value() -> None:
 def test_an_unknown_metric_is_refused_with_those_there_are() -> None:
     with pytest.raises(ResultsError, match=r"no cell has a value of .x.\. There are: m"):
         compare(table({0: 1.0}, {0: 1.0}), "x")
+
+
+def test_settings_that_differ_in_an_option_are_two() -> None:
+    rows = [row("p", refined=False, seed=0, value=1.0)]
+    rows += [row(name, refined=True, seed=0, value=2.0, options=f"rounds={name}") for name in "23"]
+    assert [found.refined for found in compare(pd.DataFrame(rows), "m")] == [
+        "4 + 4, best, rounds=2",
+        "4 + 4, best, rounds=3",
+    ]
+
+
+def test_results_from_before_modes_are_compared() -> None:
+    old = table({0: 1.0}, {0: 2.0}).drop(columns=["mode", "options"])
+    assert [found.refined for found in compare(old, "m")] == ["4 + 4, best"]
+
+
+def test_a_comparison_by_training_reward_says_what_it_is() -> None:
+    rows = table({0: 1.0}, {0: 2.0})
+    for metric, said in (("reward", True), ("eval/single_shot", False)):
+        of_metric = rows.assign(metric=metric)
+        text = markdown(summary(of_metric, metric), compare(of_metric, metric), metric, "2 finished")
+        assert ("refinements saw a draft" in text) == said
+        assert bool(caution(metric)) == said
 
 
 def test_one_value_has_no_interval() -> None:

@@ -11,6 +11,7 @@ import yaml
 from refine_wrapper.errors import BudgetError, ConfigError, RefineError
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.study.ablation.cell import Cell, cells_of
+from refine_wrapper.study.ablation.comparison import setting_label
 from refine_wrapper.study.ablation.plan import Plan, fill, read_plan
 
 TRL = {"hosts": {"trl": {"command": "python train.py", "python": "/opt/trl/bin/python"}}}
@@ -40,14 +41,51 @@ def test_the_grid_is_hosts_tasks_objectives_settings_and_seeds(tmp_path: Path) -
         "host": "trl",
         "objective": "grpo",
         "refined": True,
+        "mode": "paper",
         "num_drafts": 2,
         "group_size": 6,
         "selector": "best",
         "template": "append",
         "share": 0.5,
+        "options": None,
         "task": "a",
         "seed": 0,
     }
+
+
+def test_modes_are_varied_and_their_completions_matched(tmp_path: Path) -> None:
+    found = cells(tmp_path, refine={"mode": ["paper", "joint", "rescue"], "num_drafts": [2, 4]}, seeds=1)[1:]
+    assert {cell.name: (cell.num_drafts, cell.group_size) for cell in found} == {
+        "trl--grpo--task--2+6--seed0": (2, 6),
+        "trl--grpo--task--4+4--seed0": (4, 4),
+        "trl--grpo--task--joint-N2-S8--seed0": (2, 8),
+        "trl--grpo--task--joint-N4-S8--seed0": (4, 8),
+        "trl--grpo--task--rescue-N2-S6--seed0": (2, 6),
+        "trl--grpo--task--rescue-N4-S4--seed0": (4, 4),
+    }
+    for cell in found:
+        arguments = cell.arguments(tmp_path / "cell", None)
+        assert arguments[arguments.index("--num_generations") + 1] == "8"  # the host's, before match_budget
+        assert f"--refine.mode={cell.config.mode}" in arguments or cell.config.mode == "paper"
+    labels = [setting_label(cell.columns) for cell in found]
+    assert labels == [
+        "2 + 6, best", "4 + 4, best", "joint 8, 2 drafts, best", "joint 8, 4 drafts, best", "rescue 6, 2 drafts, best",
+        "rescue 4, 4 drafts, best",
+    ]  # fmt: skip
+
+
+def test_options_of_a_mode_are_varied(tmp_path: Path) -> None:
+    options = [{"rounds": 2, "num_drafts": 1}, {"rounds": 3, "num_drafts": 2}]
+    found = cells(tmp_path, refine={"mode": "rounds", "mode_options": options, "draft_tokens": [9, 5]}, seeds=1)[1:]
+    assert [(cell.num_drafts, cell.group_size) for cell in found] == [(1, 6), (1, 6), (2, 2), (2, 2)]
+    assert [setting_label(cell.columns) for cell in found] == [
+        "rounds 6, 1 drafts, best, rounds=2, draft_tokens=9",
+        "rounds 6, 1 drafts, best, rounds=2, draft_tokens=5",
+        "rounds 2, 2 drafts, best, rounds=3, draft_tokens=9",
+        "rounds 2, 2 drafts, best, rounds=3, draft_tokens=5",
+    ]
+    assert len({cell.name for cell in found}) == 4
+    assert '--refine.mode_options={"rounds": 2, "num_drafts": 1}' in found[0].arguments(tmp_path / "cell", None)
 
 
 def test_a_command_gets_what_it_does_not_place_itself(tmp_path: Path) -> None:
@@ -119,6 +157,11 @@ def test_objectives_only_where_they_are_wanted(tmp_path: Path) -> None:
         ({"start": "m"}, "add `evaluate`"),
         ({"evaluate": {"data": "d", "sample": 3}}, "Did you mean|sample"),
         ({"refine": {"selector": "bset"}}, "Did you mean 'best'"),
+        ({"refine": {"mode": "jiont"}}, "unknown mode 'jiont'. Did you mean 'joint'"),
+        ({"refine": {"mode": "joint", "mode_options": {"rounds": 2}}}, "mode 'joint' has no option 'rounds'"),
+        ({"refine": {"mode": "joint", "num_drafts": 8}}, "num_drafts must be from 1 to 7"),
+        ({"refine": {"mode": "rounds", "mode_options": {"rounds": 2}}}, "8 drafts leave 0 refinements of a group of 8"),
+        ({"refine": {"num_drafts": [4, 4]}}, "two cells called 'trl--grpo--task--4.4--seed0'"),
         ({"refine": {"template": "nowhere.txt"}}, "nowhere.txt"),
         ({"only_on": {"grpo": ["verl"]}}, "trains no objective on trl"),
         ({"seeds": []}, "seeds"),

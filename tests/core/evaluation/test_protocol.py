@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from core_standins import plain, plugins_with
 from evaluation_standins import END, StandInEngine, answers_of, exact, measured, questions, records_of
 
 from refine_wrapper import hookimpl
+from refine_wrapper.core.modes.interface import GroupSoFar, Mode
+from refine_wrapper.core.types import End, Round
 from refine_wrapper.errors import BudgetError, ConfigError, NoDraftError
 from refine_wrapper.study.evaluation import Problem, problem_set
 
@@ -99,6 +102,15 @@ def test_a_wrong_answer_beside_a_right_draft_is_wrong(tmp_path: Path) -> None:
     assert (figures["avg@4"].value, figures["broken"].value, figures["repaired"].value) == (0.0, 1.0, None)
 
 
+def test_a_copy_is_a_copy_whatever_was_thought_before_it(tmp_path: Path) -> None:
+    """As ``refine/copy_rate``: thinking is left out of both sides."""
+    thoughts = iter(range(100))
+    engine = StandInEngine(script=lambda prompt, rng: f"<think>{next(thoughts)}</think>42")
+    evaluation = measured(engine, out=tmp_path, max_new_tokens=60)
+    assert evaluation.measures["with_draft"].figures["copied"].value == 1.0
+    assert all(answer["text"].startswith("<think>") for answer in answers_of(tmp_path, "with_draft"))
+
+
 def test_messages_are_asked_through_the_chat_template_and_scored_as_messages() -> None:
     engine = StandInEngine()
     seen: list[Any] = []
@@ -154,17 +166,29 @@ def test_a_draft_that_says_nothing_leaves_the_plain_question(tmp_path: Path) -> 
     assert measured(engine, refine={"on_no_draft": "skip"}).accuracy("with_draft").num_problems == 5
 
 
-@pytest.mark.parametrize("settings", [{"refine_share": 0.0}, {"enabled": False}, {"plan": "never"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"refine_share": 0.0},
+        {"enabled": False},
+        {"mode": "never"},
+        {"mode": "rounds", "mode_options": {"rounds": 3}},
+        {"mode_options": {"num_drafts": 2}},
+    ],
+)
 def test_every_problem_gets_its_draft(settings: dict[str, Any]) -> None:
     """What makes a training run leave groups plain does not make a measure of something else."""
 
-    class Never:
-        def decide(self, *arguments: Any) -> str:
-            return "plain"
+    @dataclass(frozen=True)
+    class Never(Mode):
+        """Refines nothing."""
+
+        def next(self, group: GroupSoFar) -> Round | End:
+            return group.plain("never")
 
     class Registers:
         @hookimpl
-        def register_plans(self) -> Any:
+        def register_modes(self) -> Any:
             return {"never": Never}
 
     engine = StandInEngine()

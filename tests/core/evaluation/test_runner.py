@@ -178,7 +178,7 @@ def test_the_result_has_every_figure_with_its_error_and_count(tmp_path: Path) ->
     for measure in result["measures"].values():
         assert {"avg@4", "pass@1", "pass@2", "pass@4", "reward", "tokens", "finished"} <= set(measure["figures"])
         for figure in measure["figures"].values():
-            assert set(figure) == {"value", "standard_error", "num_problems"}
+            assert set(figure) == {"value", "standard_error", "num_problems", "interval"}
         assert measure["counts"]["completions"] == 20
     assert {"model", "data", "reward", "settings", "refine", "versions", "engine"} <= set(result)
 

@@ -9,12 +9,15 @@ from statistics import fmean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from refine_wrapper.study.evaluation.statistics import (
     mean_over_problems,
+    of_share,
     pass_at,
     powers_of_two,
     ratio_over_problems,
+    wilson,
 )
 
 
@@ -85,6 +88,22 @@ def test_a_ratio_by_hand() -> None:
     assert found.value == pytest.approx(0.6)
     assert found.standard_error == pytest.approx(math.sqrt(0.32 * 2) / 5)
     assert found.num_problems == 2
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 20), (20, 20), (0, 3), (1, 10), (250, 500)])
+def test_wilsons_interval_is_that_of_scipy(right: int, count: int) -> None:
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_no_problem_solved_is_no_certainty() -> None:
+    none = of_share(mean_over_problems([0.0] * 20))
+    assert (none.value, none.standard_error) == (0.0, 0.0)
+    assert str(none) == "0.000 [0.000, 0.161]"
+    some = mean_over_problems([0.0, 1.0, 0.0, 1.0])
+    assert of_share(some) == some
+    assert str(some) == "0.500 ± 0.289"
+    assert str(of_share(mean_over_problems([0.0]))) == "0.000"
 
 
 def test_nothing_to_average_is_none_and_one_problem_has_no_error() -> None:
