@@ -43,7 +43,7 @@ EXCEPTIONS = {
     # What is built in is loaded by name, through the hooks that any plugin has.
     ("refine_wrapper.plugins.manager", "refine_wrapper.core.selection.hooks"),
     ("refine_wrapper.plugins.manager", "refine_wrapper.core.prompts.hooks"),
-    ("refine_wrapper.plugins.manager", "refine_wrapper.core.plans.hooks"),
+    ("refine_wrapper.plugins.manager", "refine_wrapper.core.modes.hooks"),
     ("refine_wrapper.plugins.manager", "refine_wrapper.rewards.hooks"),
     # Starts `python -m refine_wrapper.cli run`: a command in a process of its own, as anybody would start it.
     ("refine_wrapper.study.ablation.cell", "refine_wrapper.cli"),
