@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal, Protocol, TypeAlias
 
-Message: TypeAlias = Mapping[str, Any]
-"""One chat message: ``role`` and ``content``, the content a string or a list of typed parts."""
+from refine_wrapper.messages import Message
 
 Prompt: TypeAlias = "str | Sequence[Message]"
 """What the host trains on: text, or a conversation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from refine_wrapper.core.types import Message
+from refine_wrapper.messages import Message
 
 if TYPE_CHECKING:
     from refine_wrapper.core.prompts.chat_frame import ChatFrame

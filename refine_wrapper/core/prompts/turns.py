@@ -8,7 +8,7 @@ from typing import Any
 
 from refine_wrapper.core.prompts.chat_frame import ChatFrame
 from refine_wrapper.core.prompts.variables import VARIABLES, VariableText
-from refine_wrapper.core.types import Message
+from refine_wrapper.messages import Message
 from refine_wrapper.errors import PromptError, TemplateError
 
 _ROLES = ("user", "assistant", "user")
