@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from refine_wrapper.core.prompts.chat_frame import ChatFrame
+from refine_wrapper.core.prompts.chat_frame import RenderedChat
 from refine_wrapper.core.prompts.controls import ControlTexts
 from refine_wrapper.core.prompts.files import read_template
+from refine_wrapper.core.prompts.finder import PromptFinder, open_thought
 from refine_wrapper.core.prompts.interface import Template
 from refine_wrapper.core.prompts.shorten import GAP, Shorten, shorten, spells
-from refine_wrapper.core.prompts.thinking import strip_thinking
+from refine_wrapper.core.prompts.thinking import ThinkingTokens, closes_thinking, strip_thinking, thinking_is_open
+from refine_wrapper.core.prompts.turns import is_prefill
 from refine_wrapper.core.types import Prompt, PromptRoom, Tokenizer
-from refine_wrapper.errors import PluginError
+from refine_wrapper.errors import PluginError, PromptError
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 
@@ -55,10 +57,13 @@ class PromptBuilder:
         self._config = config
         self._room = room
         self._template = find_template(config.template, plugins)
-        self._frame = ChatFrame.of(room.tokenizer, room.chat_kwargs)
-        self._controls = ControlTexts.of(room.tokenizer, self._frame.turn_markers() if self._frame else ())
+        self._finder = PromptFinder(room)
+        own = self._finder.frame.turn_markers() if self._finder.frame is not None else ()
+        self._controls = {own: ControlTexts.of(room.tokenizer, own)}
+        self._own_markers = own
+        self._thinking = ThinkingTokens(room.tokenizer)
         self._questions = _QuestionTokens(room)
-        self._overhead: dict[type, int] = {}
+        self._overhead: dict[str, int] = {}
         self._gap_tokens = len(room.tokenizer.encode(GAP, add_special_tokens=False))
 
     def question_fits(self, prompt: Prompt, *, extra_tokens: int = 0) -> bool:
@@ -74,8 +79,23 @@ class PromptBuilder:
     def visible(
         self, prompt: Prompt, text: str, *, token_ids: Sequence[int] | None = None, finished: bool = True
     ) -> str:
-        """A sample's text without its reasoning, if ``strip_thinking`` says so."""
-        return strip_thinking(text) if self._config.strip_thinking else text
+        """A sample's text without its reasoning, if ``strip_thinking`` says so; empty where nothing else is left.
+
+        Args:
+            prompt: What it was sampled on. Where that opens a thought, a sample cut within it is all reasoning.
+            text: Its text as the host decodes it.
+            token_ids: Its tokens as the host has them: marks of reasoning that are special tokens are found on them.
+            finished: It ended by itself, not at the length limit.
+        """
+        if not self._config.strip_thinking:
+            return text
+        opened = self._opens_thinking(prompt)
+        said = self._thinking.visible(token_ids, opened=opened) if token_ids is not None else None
+        if said is not None:
+            return strip_thinking(said)
+        if opened and not finished and not closes_thinking(text):
+            return ""
+        return strip_thinking(text)
 
     def build(
         self, prompt: Prompt, text: str, *, token_ids: Sequence[int] | None = None, extra_tokens: int = 0
@@ -92,11 +112,12 @@ class PromptBuilder:
             PromptError: If the prompt has no place for a draft.
         """
         limit = None if self._room.max_prompt_tokens is None else self._room.max_prompt_tokens - extra_tokens
-        draft = _Draft(self._controls, self._config.shorten, text, token_ids, self._room.tokenizer)
+        chat = self._find(prompt)
+        draft = _Draft(self._controls_for(chat), self._config.shorten, text, token_ids, self._room.tokenizer)
         keep = self._config.draft_tokens
         if limit is not None and draft.may_exceed(limit - self._questions.at_most(prompt, limit) - _NEAR):
             # It may well be too long: cut it once, to what the question and the template leave.
-            left = limit - self._questions.of(prompt) - self._template_overhead(prompt)
+            left = limit - self._questions.of(prompt) - self._template_overhead(prompt, chat)
             if draft.may_exceed(left):
                 # A cut reads differently at its ends: leave a few of a thousand, rather than count q' twice.
                 left = max(1, left - left // 1024 - (self._gap_tokens if self._config.shorten == "drop_middle" else 0))
@@ -105,7 +126,7 @@ class PromptBuilder:
             shown, whole = draft.shown(keep)
             if not shown.strip():
                 return None
-            built = self._render(prompt, shown)
+            built = self._render(prompt, shown, chat)
             num_tokens = None if limit is None else self._room.count_tokens(built)
             over = 0 if num_tokens is None or limit is None else num_tokens - limit
             if over <= 0:
@@ -117,26 +138,70 @@ class PromptBuilder:
 
     def overhead_tokens(self, prompt: Prompt) -> int:
         """Tokens the template itself adds to a question, for checks before anything is sampled."""
-        return self._room.count_tokens(self._render(prompt, "")) - self._questions.of(prompt)
+        return self._room.count_tokens(self._render(prompt, "", self._find(prompt))) - self._questions.of(prompt)
 
     def is_rendered_chat(self, prompt: Prompt) -> bool:
         """Whether a text prompt is a conversation that a chat template has already rendered."""
-        return isinstance(prompt, str) and self._frame is not None and self._frame.wraps(prompt)
+        chat = self._find(prompt)
+        return isinstance(chat, RenderedChat) and chat.rendered
 
-    def _template_overhead(self, prompt: Prompt) -> int:
+    def describe(self, prompt: Prompt) -> str:
+        """How a prompt is seen, for the start message: what kind of turns, and what the answer already begins with."""
+        chat = self._find(prompt)
+        if isinstance(chat, PromptError):
+            return "no place for a draft"
+        if chat is None:
+            return "text without turns" if isinstance(prompt, str) else "conversation"
+        seen = f"rendered chat of {chat.family}" if chat.rendered else chat.family
+        return f"{seen}, prefill {chat.prefill!r}" if chat.prefill else seen
+
+    def _find(self, prompt: Prompt) -> RenderedChat | PromptError | None:
+        """A text prompt taken apart; None where there is nothing to take apart, the error where there is no place."""
+        if not isinstance(prompt, str):
+            return None
+        try:
+            return self._finder.find(prompt)
+        except PromptError as error:
+            return error
+
+    def _controls_for(self, chat: RenderedChat | PromptError | None) -> ControlTexts:
+        """What a draft must not contain: of the tokenizer, its chat template, and the turns that the prompt has."""
+        markers = self._own_markers
+        if isinstance(chat, RenderedChat) and chat.markers != markers:
+            markers = (*markers, *chat.markers)
+        if markers not in self._controls:
+            self._controls[markers] = ControlTexts.of(self._room.tokenizer, markers)
+        return self._controls[markers]
+
+    def _opens_thinking(self, prompt: Prompt) -> bool:
+        """Whether generation starts within a thought."""
+        if isinstance(prompt, str):
+            chat = self._find(prompt)
+            return thinking_is_open(
+                chat.between + chat.ending if isinstance(chat, RenderedChat) else open_thought(prompt)[1]
+            )
+        if prompt and is_prefill(prompt[-1]):
+            return thinking_is_open(str(prompt[-1]["content"]))
+        return self._finder.frame is not None and thinking_is_open(self._finder.frame.post)
+
+    def _template_overhead(self, prompt: Prompt, chat: RenderedChat | PromptError | None) -> int:
         """What the template adds, measured on the first question of a kind: q' itself is counted in any case."""
-        kind = type(prompt)
+        kind = chat.family if isinstance(chat, RenderedChat) else type(prompt).__name__
         if kind not in self._overhead:
             one = len(self._room.tokenizer.encode("x", add_special_tokens=False))
-            self._overhead[kind] = self._room.count_tokens(self._render(prompt, "x")) - one - self._questions.of(prompt)
+            with_one = self._room.count_tokens(self._render(prompt, "x", chat))
+            self._overhead[kind] = with_one - one - self._questions.of(prompt)
         return self._overhead[kind]
 
-    def _render(self, question: Prompt, draft: str) -> Prompt:
+    def _render(self, question: Prompt, draft: str, chat: RenderedChat | PromptError | None) -> Prompt:
         if not isinstance(question, str):
             return self._template.render_messages(question, draft)
-        if self._frame is not None and self._frame.wraps(question):
-            return self._template.render_chat_text(question, draft, self._frame)
-        return self._template.render_text(question, draft)
+        if isinstance(chat, PromptError):
+            raise chat
+        if chat is not None:
+            return self._template.render_chat_text(question, draft, chat)
+        asked, thought = open_thought(question)
+        return self._template.render_text(asked, draft) + thought
 
 
 class _Draft:

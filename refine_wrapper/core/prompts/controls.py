@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from refine_wrapper.core.types import Tokenizer
 
+MARK: Final = re.compile(r"<[^<>\n]{1,60}>|\[/?[A-Za-z_]+\]|###[^\n:]*:")
+"""What chat templates write to open and close turns, as far as it looks like nothing else."""
 _ROUNDS: Final = 8
 _UNICODE_FORMS: Final = ("NFC", "NFD", "NFKC", "NFKD")
 """Normalisers that leave ASCII as it is."""
@@ -38,7 +40,7 @@ class ControlTexts:
         """Collect them from a tokenizer, and from the pieces that a chat template writes between turns."""
         # Runs of spaces are added tokens in some vocabularies (code models); they control nothing.
         added = {text: token_id for text, token_id in tokenizer.get_added_vocab().items() if text.strip()}
-        special = {str(text) for text in tokenizer.all_special_tokens if str(text).strip()}
+        special = {text for text in special_texts(tokenizer) if text.strip()}
         controls = special | set(added)
         token_ids = {*added.values(), *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
         texts = controls | _markers(markers, any_of(controls))
@@ -93,6 +95,12 @@ class ControlTexts:
         return self.normalised_pattern is None or not self.normalised_pattern.search(self.normalise(text))
 
 
+def special_texts(tokenizer: Tokenizer) -> set[str]:
+    """Texts of the tokens that decoding may drop: those with a name, and others that are marked as special."""
+    added: Any = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return {*map(str, tokenizer.all_special_tokens), *(str(token) for token in added.values() if token.special)}
+
+
 def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that matches any of the texts, the longest that does; None for no texts.
 
@@ -126,6 +134,8 @@ def _markers(pieces: Iterable[str], controls: re.Pattern[str] | None) -> set[str
             marker = part.strip()
             if len(marker) > 1 and (part == piece or re.search(r"[^\w\s]", marker)):
                 markers.add(marker)
+            # Of another family than the tokenizer's, all marks are ordinary text.
+            markers |= set(MARK.findall(part))
     return markers
 
 

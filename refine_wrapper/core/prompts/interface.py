@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from refine_wrapper.messages import Message
 
 if TYPE_CHECKING:
-    from refine_wrapper.core.prompts.chat_frame import ChatFrame
+    from refine_wrapper.core.prompts.chat_frame import RenderedChat
 
 
 class Template(Protocol):
@@ -23,9 +23,9 @@ class Template(Protocol):
         ...
 
     def render_text(self, question: str, draft: str) -> str:
-        """q' for plain text."""
+        """q' for text without turns."""
         ...
 
-    def render_chat_text(self, prompt: str, draft: str, frame: ChatFrame) -> str:
-        """q' for a conversation that a chat template has already rendered as text."""
+    def render_chat_text(self, prompt: str, draft: str, chat: RenderedChat) -> str:
+        """q' for a text with turns in it, such as a chat template writes; ``chat`` is the prompt taken apart."""
         ...

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refine_wrapper.core.prompts.chat_frame import ChatFrame
+from refine_wrapper.core.prompts.chat_frame import RenderedChat
+from refine_wrapper.core.prompts.thinking import begun_answer
 from refine_wrapper.core.prompts.variables import VARIABLES, VariableText
 from refine_wrapper.messages import Message
 from refine_wrapper.errors import PromptError, TemplateError
@@ -63,36 +64,34 @@ class TurnTemplate:
         position = _last_user_turn(messages)
         asked = messages[position]
         after = list(messages[position + 1 :])
-        question = _text_of(asked["content"])
-        as_parts = not isinstance(asked["content"], str)
+        content = asked.get("content")
+        question = _text_of(content)
+        as_parts = not isinstance(content, str | None)
         rendered: list[Message] = [
             *messages[:position],
-            {**asked, "content": self._question_turn(asked["content"], question, draft)},
+            {**asked, "content": self._question_turn(content, question, draft)},
         ]
         if len(self.turns) == 1:
             return [*rendered, *after]
         # Three turns: the draft answers everything asked so far. A prefill that the answer must start with opens the
         # draft's turn, and the refinement's too.
-        prefill = (
-            after.pop() if after and after[-1].get("role") == "assistant" and not after[-1].get("tool_calls") else None
-        )
+        prefill = after.pop() if after and is_prefill(after[-1]) else None
         answer = self.turns[1].fill(question=question, draft=draft)
         if prefill is not None:
-            answer = _text_of(prefill["content"]) + answer
+            answer = begun_answer(_text_of(prefill["content"]), draft) + answer
         for role, content in zip(_ROLES[1:], (answer, self.turns[2].fill(question=question, draft=draft)), strict=True):
             after.append({"role": role, "content": [{"type": "text", "text": content}] if as_parts else content})
         return [*rendered, *after, *([prefill] if prefill is not None else [])]
 
-    def render_chat_text(self, prompt: str, draft: str, frame: ChatFrame) -> str:
-        """q' for a rendered conversation: the pieces of the chat template between the turns come from ``frame``."""
-        head, question, post = frame.split(prompt)
-        contents = [turn.fill(question=question, draft=draft) for turn in self.turns]
+    def render_chat_text(self, prompt: str, draft: str, chat: RenderedChat) -> str:
+        """q' for a text with turns: what stands between them comes from ``chat``."""
+        contents = [turn.fill(question=chat.question, draft=draft) for turn in self.turns]
         if len(contents) == 1:
-            return head + contents[0] + post
-        return head + contents[0] + frame.before_answer + contents[1] + frame.after_answer + contents[2] + post
+            return chat.with_turn(contents[0])
+        return chat.with_turns(contents[0], begun_answer(chat.prefill, draft) + contents[1], contents[2])
 
     def _question_turn(self, content: Any, question: str, draft: str) -> Any:
-        if isinstance(content, str):
+        if isinstance(content, str | None):  # None: a turn without words, as some data sets have it
             return self.turns[0].fill(question=question, draft=draft)
         # A list of parts: images and texts of the question stay as they are, in place of the first {question}.
         around = self.turns[0].split_at_question()
@@ -100,6 +99,11 @@ class TurnTemplate:
         before, after = (piece.fill(question=question, draft=draft) for piece in around)
         texts: list[list[Any]] = [[{"type": "text", "text": text}] if text else [] for text in (before, after)]
         return [*texts[0], *content, *texts[1]]
+
+
+def is_prefill(message: Message) -> bool:
+    """Whether a last message is the beginning of the answer to be written."""
+    return message.get("role") == "assistant" and bool(message.get("content")) and not message.get("tool_calls")
 
 
 def _last_user_turn(messages: Sequence[Message]) -> int:
@@ -110,7 +114,10 @@ def _last_user_turn(messages: Sequence[Message]) -> int:
 
 
 def _text_of(content: Any) -> str:
+    """The words of a content. Data sets with nested columns fill in the keys that a part lacks with None."""
     if isinstance(content, str):
         return content
     parts: list[Mapping[str, Any]] = [part for part in content or () if isinstance(part, Mapping)]
-    return "\n".join(str(part["text"]) for part in parts if part.get("type", "text") == "text" and "text" in part)
+    return "\n".join(
+        str(part["text"]) for part in parts if part.get("type") in ("text", None) and part.get("text") is not None
+    )
