@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # The sources here, whatever wheel is installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
-from refine_wrapper.core.metrics import METRICS, is_cause  # noqa: E402
-from refine_wrapper.core.types import DraftOutcome, FallbackCause  # noqa: E402
+from refine_wrapper.core.metrics import MEANINGS  # noqa: E402
+from refine_wrapper.core.types import Cause, Outcome  # noqa: E402
 from refine_wrapper.hosts.adapter import ObjectiveSettings  # noqa: E402
 from refine_wrapper.plugins import hookspecs  # noqa: E402
 from refine_wrapper.plugins.manager import Plugins  # noqa: E402
+from refine_wrapper.plugins.options import describe_options  # noqa: E402
 from refine_wrapper.settings.config import RefineConfig  # noqa: E402
 from refine_wrapper.study.ablation.plan import HostPlan, Plan  # noqa: E402
 
@@ -34,6 +35,7 @@ FILES = (
     "README.md",
     "docs/configuration.md",
     "docs/metrics.md",
+    "docs/modes.md",
     "docs/plugins.md",
     "docs/method.md",
     "docs/objectives.md",
@@ -55,9 +57,9 @@ def flags() -> str:
 
 
 def metrics() -> str:
-    """Every metric, as a table."""
+    """Every metric, as a table; counts by cause have tables of their own (:func:`outcomes`)."""
     rows = ["| metric | meaning |", "|---|---|"]
-    rows += [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items() if not is_cause(name)]
+    rows += [f"| `{name}` | {meaning} |" for name, meaning in MEANINGS.items() if name.count("/") == 1]
     return "\n".join(rows)
 
 
@@ -72,15 +74,13 @@ def plan() -> str:
 
 
 def outcomes() -> str:
-    """How a draft can fail and why a group can stay plain, as two tables."""
-    rows = ["| `refine/draft_failures/...` | counts drafts that |", "|---|---|"]
+    """How a sample can fail and why a group is not refined, as two tables."""
+    rows = ["| `refine/draft_failures/...` | counts drafts that ended so |", "|---|---|"]
     rows += [
-        f"| `{outcome.value}` | {_doc_of(DraftOutcome, outcome.name)} |"
-        for outcome in DraftOutcome
-        if outcome is not DraftOutcome.OK
+        f"| `{outcome.value}` | {_doc_of(Outcome, outcome.name)} |" for outcome in Outcome if outcome is not Outcome.OK
     ]
     rows += ["", "| `refine/fallbacks/...` | counts groups that were not refined because |", "|---|---|"]
-    rows += [f"| `{cause.value}` | {_doc_of(FallbackCause, cause.name)} |" for cause in FallbackCause]
+    rows += [f"| `{cause.value}` | {_doc_of(Cause, cause.name)} |" for cause in Cause]
     return "\n".join(rows)
 
 
@@ -111,11 +111,22 @@ def templates() -> str:
 
 
 def selectors() -> str:
-    """The built-in selectors and their rules."""
-    rows = ["| selector | rule |", "|---|---|"]
-    for name, selector in Plugins(entry_points=False).all("selector").items():
-        rule = " ".join(_markdown(inspect.getdoc(selector)).split())
-        rows.append(f"| `{name}` | {rule} |")
+    """The built-in selectors, their rules and options."""
+    return _registered("selector", "rule")
+
+
+def modes() -> str:
+    """The built-in modes, what they do and their options."""
+    return _registered("mode", "what it does")
+
+
+def _registered(kind: str, what: str) -> str:
+    """Docstring and options of everything built in of one kind, as a table."""
+    rows = [f"| {kind} | {what} | options |", "|---|---|---|"]
+    for name, made in Plugins(entry_points=False).all(kind).items():
+        said = " ".join(_markdown(inspect.getdoc(made)).split())
+        options = describe_options(made)
+        rows.append(f"| `{name}` | {said} | {f'`{options}`' if options else '-'} |")
     return "\n".join(rows)
 
 
@@ -148,6 +159,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "templates": templates,
     "selectors": selectors,
+    "modes": modes,
     "objectives": objectives,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any, cast
 
 import click
@@ -10,6 +11,7 @@ import click
 from refine_wrapper.cli.settings import plugin_option, resolve_settings
 from refine_wrapper.hosts.adapter import Adapter
 from refine_wrapper.plugins.manager import REGISTRIES, Plugins
+from refine_wrapper.plugins.options import describe_options
 from refine_wrapper.settings.config import field_names
 from refine_wrapper.settings.sources import FLAG_PREFIX
 
@@ -38,7 +40,7 @@ def plugins(plugin_modules: tuple[str, ...]) -> None:
 
 
 def _describe(value: Any) -> str:
-    """One line: for data what it holds, otherwise the start of the docstring."""
+    """For data what it holds, otherwise the first sentence of the docstring, and the options."""
     if isinstance(value, Adapter):
         oldest, newest = value.supported
         return f"{value.distribution}>={oldest}" + (f",<{newest}" if newest else "")
@@ -46,4 +48,10 @@ def _describe(value: Any) -> str:
         return value
     if isinstance(value, dict):
         return f"for {', '.join(cast('dict[str, Any]', value))}"
-    return (inspect.getdoc(value) or "").partition("\n")[0]
+    options = describe_options(value) if isinstance(value, type) else ""
+    return _first_sentence(value) + (f" Options: {options}." if options else "")
+
+
+def _first_sentence(value: Any) -> str:
+    paragraph = " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split()).replace("``", "`")
+    return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]

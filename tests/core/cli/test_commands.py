@@ -55,7 +55,7 @@ def test_the_help_of_run_teaches_every_setting(invoke: Any) -> None:
     for name, field in RefineConfig.model_fields.items():
         assert f"--refine.{name} " in text
         assert " ".join((field.description or "?").split()) in text
-    assert "--refine.num_drafts INTEGER N, drafts sampled" in text
+    assert "--refine.num_drafts INTEGER N, samples of a group's first round" in text
     assert "--refine.trace_texts [true|false]" in text
     assert "--refine.shorten [keep_tail|keep_head|drop_middle]" in text
     assert "--refine.draft_timeout NUMBER" in text
@@ -107,14 +107,20 @@ def test_plugins_lists_what_is_registered_and_by_whom(project: Any, invoke: Any)
     project.write(
         "lib/other_plugin.py",
         '''
+from dataclasses import dataclass
+
 from refine_wrapper import hookimpl
 from refine_wrapper.hosts.adapter import ObjectiveSettings
 
+@dataclass(frozen=True)
 class Shortest:
-    """The shortest draft.
+    """The shortest draft
+    of them. A second sentence.
 
     More about it.
     """
+
+    min_tokens: int = 3
 
 def brief():
     """Rewards brevity."""
@@ -136,8 +142,12 @@ def register_objectives():
     text = " ".join(result.output.split())
     assert "  fake_plugin\n  other_plugin\n" in result.output
     assert "selectors (choose with --refine.selector): best The draft with" in text
-    assert "shortest The shortest draft. [other_plugin]" in text
+    assert "shortest The shortest draft of them. Options: min_tokens=3. [other_plugin]" in text
     assert "More about it" not in text
+    assert "A second sentence" not in text
+    assert "modes (choose with --refine.mode): paper N drafts on q as context only" in text
+    assert "(iGRPO, arXiv 2602.09000). Options: num_drafts=4. [refine_wrapper.core.modes.hooks]" in text
+    assert "Options: inner='joint', inner_options={}. [refine_wrapper.core.modes.hooks]" in text
     assert "brief Rewards brevity. [other_plugin]" in text
     assert "fakehost fakehost>=1.0,<2.0 [fake_plugin]" in text
     assert "mine for fakehost [other_plugin]" in text

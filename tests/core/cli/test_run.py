@@ -270,13 +270,19 @@ PLUGIN = ("--plugin", "fake_plugin")
         ((*PLUGIN, "--refine.selector", "bset", "--", "true"), "refine: unknown selector 'bset'. Did you mean 'best'?"),
         (
             (*PLUGIN, "--refine.selector_options", "{a: 1}", "--", "true"),
-            "refine: selector 'best' does not take the options ['a']. It has: none.",
+            "refine: selector 'best' has no option 'a' (selector_options). It has none.",
         ),
         (
             (*PLUGIN, "--refine.template", "appendd", "--", "true"),
             "refine: unknown template 'appendd'. Did you mean 'append'?",
         ),
-        ((*PLUGIN, "--refine.plan", "papre", "--", "true"), "refine: unknown plan 'papre'. Did you mean 'paper'?"),
+        ((*PLUGIN, "--refine.plan", "papre", "--", "true"), "refine: unknown mode 'papre'. Did you mean 'paper'?"),
+        ((*PLUGIN, "--refine.mode", "jiont", "--", "true"), "refine: unknown mode 'jiont'. Did you mean 'joint'?"),
+        (
+            (*PLUGIN, "--refine.mode=rounds", "--refine.mode_options", "{rounds: many}", "--", "true"),
+            "refine: mode 'rounds', mode_options rounds = 'many': input should be a valid integer, unable to parse "
+            "string as an integer.",
+        ),
         (
             ("--plugin", "no_such_plugin", "--", "true"),
             "refine: the plugin module 'no_such_plugin' cannot be imported: No module named 'no_such_plugin'. It must "
