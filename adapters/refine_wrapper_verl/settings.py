@@ -14,6 +14,8 @@ from typing import Any, cast
 import click
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from refine_wrapper.core.planner import make_mode, make_rules
+from refine_wrapper.core.types import TrainUnder
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.hosts.budget import CompletionBudget, matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
@@ -27,6 +29,9 @@ MANAGER = "refine_wrapper_verl.RefineAgentLoopManager"
 _NODE = "refine"
 _PREPARED = "_plain_n"
 """A key beside the settings that says: the driver has prepared this configuration; it holds the plain run's n."""
+
+_PLAIN_PROMPT_LENGTH = "_plain_prompt_length"
+"""A key beside the settings: the plain run's rollout.prompt_length, at which it cuts questions."""
 
 _OBJECTIVE = "_objective"
 """A key beside the settings: the objective whose keys the driver has written, with refinement on and off."""
@@ -68,6 +73,21 @@ def plain_group_size(config: DictConfig) -> int:
     return int(config[_NODE][_PREPARED] if is_prepared(config) else config.actor_rollout_ref.rollout.n)
 
 
+def plain_prompt_length(config: DictConfig) -> int:
+    """``rollout.prompt_length`` of the plain run, before it was raised to hold a draft."""
+    raised = int(config.actor_rollout_ref.rollout.prompt_length)
+    return int(OmegaConf.select(config, f"{_NODE}.{_PLAIN_PROMPT_LENGTH}") or raised)
+
+
+def total_steps(config: DictConfig) -> int | None:
+    """Optimizer steps of the run, where the trainer has said so by now."""
+    for key in ("actor_rollout_ref.actor.optim.total_training_steps", "trainer.total_training_steps"):
+        steps = OmegaConf.select(config, key)
+        if steps is not None and int(steps) > 0:
+            return int(steps)
+    return None
+
+
 def prepare(config: DictConfig) -> RefineConfig:
     """Make a configuration ready to refine: check it, fit lengths and group size, name the manager, say so. Idempotent.
 
@@ -86,19 +106,41 @@ def prepare(config: DictConfig) -> RefineConfig:
     if not settings.active:
         return settings
     settings.check_pipelined("veRL")
-    refuse_unsupported(config)
+    refuse_unsupported(config, settings)
     rollout = config.actor_rollout_ref.rollout
-    plain = int(rollout.n)
+    plain, plain_prompt = int(rollout.n), int(rollout.prompt_length)
+    plugins = Plugins(settings.plugin_modules)
+    context = make_mode(settings, plugins).num_context(plain, make_rules(settings, plugins))
     with open_dict(config):
-        if settings.match_budget:
+        if settings.match_budget and context:
             smallest = 1 if str(config.algorithm.adv_estimator) in _GROUP_FREE else 2
-            rollout.n = matched_group_size(plain, settings.num_drafts, smallest=smallest)
+            rollout.n = matched_group_size(plain, context, smallest=smallest)
+        check_mode(config, settings)
         notes = make_room(config, settings)
         check_lengths(config, settings)
         rollout.agent.agent_loop_manager_class = MANAGER
-    store_settings(config, settings, plain)
+    store_settings(config, settings, plain, plain_prompt)
     announce(config, settings, notes)
     return settings
+
+
+def check_mode(config: DictConfig, settings: RefineConfig) -> None:
+    """Refuse group sizes that the mode cannot work with.
+
+    Raises:
+        ConfigError: With the numbers to set.
+    """
+    plugins = Plugins(settings.plugin_modules)
+    mode, rules, rollout = make_mode(settings, plugins), make_rules(settings, plugins), config.actor_rollout_ref.rollout
+    mode.check(int(rollout.n), rules)
+    if settings.evaluation == "refine":
+        try:
+            mode.check(int(rollout.val_kwargs.n), rules)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} (Of the validation, refine.evaluation=refine: actor_rollout_ref.rollout.val_kwargs.n="
+                f"{rollout.val_kwargs.n}.)"
+            ) from None
 
 
 def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
@@ -111,24 +153,30 @@ def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
     click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
 
 
-def store_settings(config: DictConfig, settings: RefineConfig, plain: int) -> None:
+def store_settings(config: DictConfig, settings: RefineConfig, plain: int, plain_prompt: int) -> None:
     """Put the resolved settings into the configuration: workers of a Ray cluster do not see this environment.
 
     Args:
         config: The run's configuration; prepared from now on.
         settings: The resolved settings.
         plain: The group size of the plain run.
+        plain_prompt: ``rollout.prompt_length`` of the plain run.
     """
     with open_dict(config):
-        objective = OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}")
-        config[_NODE] = {**_absolute(settings).model_dump(mode="json"), _PREPARED: plain, _OBJECTIVE: objective}
+        config[_NODE] = {
+            **_absolute(settings).model_dump(mode="json"),
+            _PREPARED: plain,
+            _PLAIN_PROMPT_LENGTH: plain_prompt,
+            _OBJECTIVE: OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"),
+        }
 
 
-def refuse_unsupported(config: DictConfig) -> None:
+def refuse_unsupported(config: DictConfig, settings: RefineConfig) -> None:
     """Refuse what cannot be refined, with what to change.
 
     Raises:
-        ConfigError: For fully_async_policy, a colocated reward model, or full_determinism.
+        ConfigError: For fully_async_policy, a colocated reward model, full_determinism, ReMax, or, in modes that train
+            refinements as answers to q, settings that compare with the sampler's log-probabilities.
     """
     if config.get("async_training") is not None:
         # It makes an AgentLoopManager of its own (fully_async_rollouter.py), so that ours would never be asked.
@@ -149,22 +197,60 @@ def refuse_unsupported(config: DictConfig) -> None:
             "refine: rollout.full_determinism gives all requests of a prompt one id and one seed, so that N drafts "
             "would be N times the same. Set actor_rollout_ref.rollout.full_determinism=False."
         )
+    if str(config.algorithm.adv_estimator) == "remax":
+        raise ConfigError(
+            "refine: ReMax compares each sample with a greedy one of the same prompt, and veRL samples that one apart "
+            "from its group, on q. Use another algorithm.adv_estimator, such as rloo or grpo, or refine.enabled=false."
+        )
+    _refuse_sampler_corrections(config, settings)
+
+
+def _refuse_sampler_corrections(config: DictConfig, settings: RefineConfig) -> None:
+    """A row that was sampled on q' and is trained under q has no log-probabilities of its sampler under q."""
+    plugins = Plugins(settings.plugin_modules)
+    mode = make_mode(settings, plugins)
+    under = TrainUnder(settings.train_under or mode.trains_under(make_rules(settings, plugins)))
+    if under is TrainUnder.SAMPLED:
+        return
+    correction = "algorithm.rollout_correction"
+    wrong = {
+        f"{correction}.bypass_mode": "False",
+        f"{correction}.rollout_is": "null",
+        f"{correction}.rollout_rs": "null",
+        "actor_rollout_ref.rollout.enable_rollout_routing_replay": "False",
+    }
+    for key, value in wrong.items():
+        stated = OmegaConf.select(config, key)
+        if stated:
+            raise ConfigError(
+                f"refine: mode {settings.mode!r} trains refinements as answers to the question (train_under={under.value}), "
+                f"and {key}={stated} compares with what the sampler saw, which is the refined prompt. Set {key}={value}, or "
+                "refine.train_under=sampled."
+            )
 
 
 def announce(config: DictConfig, settings: RefineConfig, notes: tuple[str, ...] = ()) -> None:
     """Say on screen, once per run, that refinement is on and what it costs."""
-    budget = CompletionBudget(settings.num_drafts, int(config.actor_rollout_ref.rollout.n), plain_group_size(config))
-    lines = [f"refine-wrapper: on for veRL. {budget.describe()}."]
-    lines.append(
-        f"  selector={settings.selector} template={settings.template} evaluation={settings.evaluation} "
-        f"plan={settings.plan}"
+    rollout, plain = config.actor_rollout_ref.rollout, plain_group_size(config)
+    plugins = Plugins(settings.plugin_modules)
+    context = make_mode(settings, plugins).num_context(int(rollout.n), make_rules(settings, plugins))
+    lines: list[str] = []
+    if context:
+        budget = CompletionBudget(context, int(rollout.n), plain)
+        said = budget.describe()
+        if not budget.matched:
+            lines.append(
+                f"  To match the plain run's {budget.baseline} completions: refine.match_budget=true, which takes the "
+                "drafts out of actor_rollout_ref.rollout.n."
+            )
+    else:
+        said = f"{rollout.n} completions per prompt, as many as the plain run samples, in groups of its size"
+    head = (
+        f"refine-wrapper: on for veRL. {said}.",
+        f"  mode={settings.mode} selector={settings.selector} template={settings.template} "
+        f"evaluation={settings.evaluation}",
     )
-    if not budget.matched:
-        lines.append(
-            f"  To match the plain run's {budget.baseline} completions: refine.match_budget=true, which takes the "
-            "drafts out of actor_rollout_ref.rollout.n."
-        )
-    click.echo("\n".join([*lines, *(f"  {note}" for note in notes)]), err=True)
+    click.echo("\n".join([*head, *lines, *(f"  {note}" for note in notes)]), err=True)
 
 
 def _stated(config: DictConfig) -> dict[str, Any]:
