@@ -8,7 +8,7 @@ from refine_wrapper.core.types import GroupId, Purpose
 
 
 class GroupIds:
-    """Ids of groups by step and place: veRL's uids are random, and with them no run could be repeated (draws, trace)."""
+    """Ids of groups by step and place: veRL's uids are random, and with them no run could be repeated."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Purpose, int], int] = {}

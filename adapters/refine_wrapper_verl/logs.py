@@ -55,7 +55,8 @@ class RefineLog:
 
         @functools.wraps(host_finish)
         def finish(tracking: Any, *args: Any, **kwargs: Any) -> Any:
-            self.collect()  # asynchronous trainers end while groups are under way
+            if ray.is_initialized():
+                self.collect()  # asynchronous trainers end while groups are under way
             return host_finish(tracking, *args, **kwargs)
 
         for method, host_method in ((log, host_log), (finish, host_finish)):

@@ -22,14 +22,15 @@ from verl.utils.ray_utils import auto_await  # noqa: E402
 from verl.utils.tensordict_utils import assign_non_tensor_stack  # noqa: E402
 
 from refine_wrapper.errors import ConfigError, SeamError  # noqa: E402
+from refine_wrapper.hosts.start import announce, check_start  # noqa: E402
+from refine_wrapper.plugins.manager import Plugins  # noqa: E402
 from refine_wrapper.settings.config import RefineConfig  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402
 from refine_wrapper_verl.objectives import OWN_DYNAMIC_SAMPLING  # noqa: E402
 from refine_wrapper_verl.settings import (  # noqa: E402
-    announce,
-    check_mode,
+    facts,
     has_objective,
     is_prepared,
     read_settings,
@@ -73,7 +74,7 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
     Raises:
         ConfigError, BudgetError: With what to change.
     """
-    refuse_unsupported(config, settings)
+    refuse_unsupported(config)
     if not is_prepared(config):
         if settings.match_budget:
             raise ConfigError(
@@ -82,10 +83,11 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
             )
         settings.check_pipelined("veRL")
         settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
-        check_mode(config, settings)
+        plugins = Plugins(settings.plugin_modules)
+        check_start(facts(config), settings, plugins)
         rollout = config.actor_rollout_ref.rollout
         store_settings(config, settings, int(rollout.n), int(rollout.prompt_length))
-        announce(config, settings)
+        announce(facts(config), settings, plugins)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
     check_lengths(config, settings, template_tokens(config, settings, model))
     return config

@@ -6,19 +6,16 @@ was composed elsewhere, when the manager is made. It imports neither veRL nor to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import click
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from refine_wrapper.core.planner import make_mode, make_rules
-from refine_wrapper.core.types import TrainUnder
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.hosts.budget import CompletionBudget, matched_group_size
+from refine_wrapper.hosts.budget import matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import HostFacts, announce, check_start, num_context, with_absolute_paths
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import resolve
@@ -35,6 +32,15 @@ _PLAIN_PROMPT_LENGTH = "_plain_prompt_length"
 
 _OBJECTIVE = "_objective"
 """A key beside the settings: the objective whose keys the driver has written, with refinement on and off."""
+
+# What compares a row's log-probabilities with those that its sampler saw -> how it is switched off. A row that was
+# sampled on q' and is trained under q has none of its sampler under q.
+_COMPARED_WITH_THE_SAMPLER = {
+    "algorithm.rollout_correction.bypass_mode": "False",
+    "algorithm.rollout_correction.rollout_is": "null",
+    "algorithm.rollout_correction.rollout_rs": "null",
+    "actor_rollout_ref.rollout.enable_rollout_routing_replay": "False",
+}
 
 # Estimators that need no group: one refinement per prompt is enough for them.
 _GROUP_FREE = frozenset({"gae", "reinforce_plus_plus", "remax"})
@@ -106,41 +112,42 @@ def prepare(config: DictConfig) -> RefineConfig:
     if not settings.active:
         return settings
     settings.check_pipelined("veRL")
-    refuse_unsupported(config, settings)
+    refuse_unsupported(config)
     rollout = config.actor_rollout_ref.rollout
     plain, plain_prompt = int(rollout.n), int(rollout.prompt_length)
     plugins = Plugins(settings.plugin_modules)
-    context = make_mode(settings, plugins).num_context(plain, make_rules(settings, plugins))
+    context = num_context(settings, plain, plugins)
     with open_dict(config):
         if settings.match_budget and context:
             smallest = 1 if str(config.algorithm.adv_estimator) in _GROUP_FREE else 2
             rollout.n = matched_group_size(plain, context, smallest=smallest)
-        check_mode(config, settings)
+        check_start(facts(config), settings, plugins)
         notes = make_room(config, settings)
         check_lengths(config, settings)
         rollout.agent.agent_loop_manager_class = MANAGER
     store_settings(config, settings, plain, plain_prompt)
-    announce(config, settings, notes)
+    announce(facts(config), settings, plugins, *notes)
     return settings
 
 
-def check_mode(config: DictConfig, settings: RefineConfig) -> None:
-    """Refuse group sizes that the mode cannot work with.
-
-    Raises:
-        ConfigError: With the numbers to set.
-    """
-    plugins = Plugins(settings.plugin_modules)
-    mode, rules, rollout = make_mode(settings, plugins), make_rules(settings, plugins), config.actor_rollout_ref.rollout
-    mode.check(int(rollout.n), rules)
-    if settings.evaluation == "refine":
-        try:
-            mode.check(int(rollout.val_kwargs.n), rules)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error} (Of the validation, refine.evaluation=refine: actor_rollout_ref.rollout.val_kwargs.n="
-                f"{rollout.val_kwargs.n}.)"
-            ) from None
+def facts(config: DictConfig) -> HostFacts:
+    """What the common start-up must know of a run."""
+    rollout = config.actor_rollout_ref.rollout
+    return HostFacts(
+        host="verl",
+        title="veRL",
+        group_size=int(rollout.n),
+        plain_group_size=plain_group_size(config),
+        group_size_setting="actor_rollout_ref.rollout.n",
+        match_budget="refine.match_budget=true, which takes the drafts out of actor_rollout_ref.rollout.n",
+        evaluation_size=int(rollout.val_kwargs.n),
+        evaluation_setting="actor_rollout_ref.rollout.val_kwargs.n",
+        corrections={
+            f"{key}={OmegaConf.select(config, key)}": f"{key}={off}"
+            for key, off in _COMPARED_WITH_THE_SAMPLER.items()
+            if OmegaConf.select(config, key)
+        },
+    )
 
 
 def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
@@ -149,8 +156,9 @@ def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
     objective = settings_on("verl", name, Plugins(settings.plugin_modules))
     apply_objective(config, name, objective)
     OmegaConf.update(config, f"{_NODE}.{_OBJECTIVE}", name, force_add=True)
-    missing = f"; not set: {objective.missing}" if objective.missing else ""
-    click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
+    if not settings.active:  # else the announcement says it
+        missing = f"; not set: {objective.missing}" if objective.missing else ""
+        click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
 
 
 def store_settings(config: DictConfig, settings: RefineConfig, plain: int, plain_prompt: int) -> None:
@@ -164,19 +172,18 @@ def store_settings(config: DictConfig, settings: RefineConfig, plain: int, plain
     """
     with open_dict(config):
         config[_NODE] = {
-            **_absolute(settings).model_dump(mode="json"),
+            **with_absolute_paths(settings).model_dump(mode="json"),
             _PREPARED: plain,
             _PLAIN_PROMPT_LENGTH: plain_prompt,
             _OBJECTIVE: OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"),
         }
 
 
-def refuse_unsupported(config: DictConfig, settings: RefineConfig) -> None:
+def refuse_unsupported(config: DictConfig) -> None:
     """Refuse what cannot be refined, with what to change.
 
     Raises:
-        ConfigError: For fully_async_policy, a colocated reward model, full_determinism, ReMax, or, in modes that train
-            refinements as answers to q, settings that compare with the sampler's log-probabilities.
+        ConfigError: For fully_async_policy, a colocated reward model, full_determinism, or ReMax.
     """
     if config.get("async_training") is not None:
         # It makes an AgentLoopManager of its own (fully_async_rollouter.py), so that ours would never be asked.
@@ -202,55 +209,6 @@ def refuse_unsupported(config: DictConfig, settings: RefineConfig) -> None:
             "refine: ReMax compares each sample with a greedy one of the same prompt, and veRL samples that one apart "
             "from its group, on q. Use another algorithm.adv_estimator, such as rloo or grpo, or refine.enabled=false."
         )
-    _refuse_sampler_corrections(config, settings)
-
-
-def _refuse_sampler_corrections(config: DictConfig, settings: RefineConfig) -> None:
-    """A row that was sampled on q' and is trained under q has no log-probabilities of its sampler under q."""
-    plugins = Plugins(settings.plugin_modules)
-    mode = make_mode(settings, plugins)
-    under = TrainUnder(settings.train_under or mode.trains_under(make_rules(settings, plugins)))
-    if under is TrainUnder.SAMPLED:
-        return
-    correction = "algorithm.rollout_correction"
-    wrong = {
-        f"{correction}.bypass_mode": "False",
-        f"{correction}.rollout_is": "null",
-        f"{correction}.rollout_rs": "null",
-        "actor_rollout_ref.rollout.enable_rollout_routing_replay": "False",
-    }
-    for key, value in wrong.items():
-        stated = OmegaConf.select(config, key)
-        if stated:
-            raise ConfigError(
-                f"refine: mode {settings.mode!r} trains refinements as answers to the question (train_under={under.value}), "
-                f"and {key}={stated} compares with what the sampler saw, which is the refined prompt. Set {key}={value}, or "
-                "refine.train_under=sampled."
-            )
-
-
-def announce(config: DictConfig, settings: RefineConfig, notes: tuple[str, ...] = ()) -> None:
-    """Say on screen, once per run, that refinement is on and what it costs."""
-    rollout, plain = config.actor_rollout_ref.rollout, plain_group_size(config)
-    plugins = Plugins(settings.plugin_modules)
-    context = make_mode(settings, plugins).num_context(int(rollout.n), make_rules(settings, plugins))
-    lines: list[str] = []
-    if context:
-        budget = CompletionBudget(context, int(rollout.n), plain)
-        said = budget.describe()
-        if not budget.matched:
-            lines.append(
-                f"  To match the plain run's {budget.baseline} completions: refine.match_budget=true, which takes the "
-                "drafts out of actor_rollout_ref.rollout.n."
-            )
-    else:
-        said = f"{rollout.n} completions per prompt, as many as the plain run samples, in groups of its size"
-    head = (
-        f"refine-wrapper: on for veRL. {said}.",
-        f"  mode={settings.mode} selector={settings.selector} template={settings.template} "
-        f"evaluation={settings.evaluation}",
-    )
-    click.echo("\n".join([*head, *lines, *(f"  {note}" for note in notes)]), err=True)
 
 
 def _stated(config: DictConfig) -> dict[str, Any]:
@@ -265,14 +223,3 @@ def _stated(config: DictConfig) -> dict[str, Any]:
     keys = [str(name) for name in node if not str(name).startswith("_") and not OmegaConf.is_missing(node, name)]
     plain: Mapping[str, Any] = cast("Mapping[str, Any]", OmegaConf.to_container(node, resolve=True))
     return {name: plain[name] for name in keys}
-
-
-def _absolute(settings: RefineConfig) -> RefineConfig:
-    """Paths as the driver means them: workers may be started in another folder."""
-    changes: dict[str, Any] = {}
-    if settings.trace_dir is not None:
-        changes["trace_dir"] = Path(os.path.abspath(settings.trace_dir.expanduser()))
-    template = Path(settings.template).expanduser()
-    if template.is_file():
-        changes["template"] = os.path.abspath(template)
-    return settings.replace(**changes) if changes else settings

@@ -1,8 +1,9 @@
 """The rounds of a group inside veRL's agent loop workers: host objects in, core calls, host objects out.
 
-The seam: ``_run_agent_loop`` asks for the round of a row and runs the parent's loop on its prompt; ``_agent_loop_postprocess``
-scores what came out as an answer to q, keeps context out of the batch, and hands on what fills a slot, under the prompt
-that it is trained under. No host method is copied. Any inner loop works: it is the parent's ``_run_agent_loop`` that runs it.
+The seam: ``_run_agent_loop`` asks for the round of a row and runs the parent's loop on its prompt;
+``_agent_loop_postprocess`` scores what came out as an answer to q, keeps context out of the batch, and hands on what
+fills a slot, under the prompt that it is trained under. No host method is copied. Any inner loop works: it is the
+parent's ``_run_agent_loop`` that runs it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import verl.trainer.ppo.v1.agent_loop_tq as host_v1
 from verl.experimental.agent_loop import AgentLoopWorker
 
+from refine_wrapper.core.failures import describe
 from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.rollout import Rollout
 from refine_wrapper.core.types import (
@@ -156,9 +158,7 @@ class RefineWorkerMixin:
             sample = await self._scored(sample, outputs, on_question, kwargs)
         except Exception as raised:
             error = raised
-            # A Ray error repeats the remote traceback; its first line and its last say what happened.
-            lines = str(error).strip().splitlines() or [""]
-            sample = replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=f"{type(error).__name__}: {lines[-1]}")
+            sample = replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=describe(error))
         if loop_run.member is None:
             if error is None and self._may_take:
                 loop_run.group.kept[loop_run.index] = Kept(output, on_question)

@@ -198,7 +198,7 @@ class Planner:
     def _measured(self, question: Question, samples: Sequence[Sample]) -> Question:
         """The question with what the host really added to it (tool schemas, images), where a sample on q tells."""
         fed = next((len(sample.prompt_ids) for sample in samples if sample.prompt_ids is not None), 0)
-        extra = fed - self.room.count_tokens(question.prompt) if fed else 0
+        extra = fed - self.prompts.question_tokens(question.prompt) if fed else 0
         return replace(question, extra_tokens=extra) if extra > question.extra_tokens else question
 
     def _fits(self, question: Question) -> bool:

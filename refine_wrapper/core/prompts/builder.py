@@ -72,6 +72,10 @@ class PromptBuilder:
         limit = min(limits, default=None)
         return limit is None or self._questions.at_most(prompt, limit - extra_tokens) + extra_tokens <= limit
 
+    def question_tokens(self, prompt: Prompt) -> int:
+        """Tokens of q as the host counts them."""
+        return self._questions.of(prompt)
+
     def visible(
         self, prompt: Prompt, text: str, *, token_ids: Sequence[int] | None = None, finished: bool = True
     ) -> str:

@@ -123,6 +123,7 @@ def test_groups_of_all_workers_are_recorded_where_the_trainer_logs(
     take = SimpleNamespace(remote=lambda: taken.pop(0))
     manager.agent_loop_workers = [SimpleNamespace(take_finished_groups=take)] * 2
     monkeypatch.setattr(ray, "get", lambda asked, timeout: asked)
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(taken))
     host_data = {"actor/loss": 0.5}
     tracking = object.__new__(Tracking)
     tracking.log(host_data, step=1)
