@@ -1,24 +1,27 @@
-"""Which rows go together: names of groups, and cuts of a batch that go through none of them."""
+"""Which rows go together: ids of groups, and cuts of a batch that go through none of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from refine_wrapper.core.types import GroupId, Purpose
+
 
 class GroupIds:
-    """Names groups by step and place: veRL's uids are random, and with them no run could be repeated (draws, trace)."""
+    """Ids of groups by step and place: veRL's uids are random, and with them no run could be repeated."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, int], int] = {}
+        self._counts: dict[tuple[Purpose, int], int] = {}
 
-    def next(self, uids: Sequence[str], step: int, validate: bool) -> list[str]:
-        """A name for each row, the same for rows of one uid; numbering goes on where the step's last batch ended."""
-        mode = "eval" if validate else "train"
-        start = self._counts.get((mode, int(step)), 0)
+    def next(self, uids: Sequence[str], step: int, validate: bool) -> list[GroupId]:
+        """An id for each row, the same for rows of one uid; numbering goes on where the step's last batch ended."""
+        purpose: Purpose = "eval" if validate else "train"
+        step = int(step)
+        start = self._counts.get((purpose, step), 0)
         places = {uid: start + place for place, uid in enumerate(dict.fromkeys(uids))}
-        self._counts = {key: count for key, count in self._counts.items() if key[0] != mode}  # steps only go up
-        self._counts[mode, int(step)] = start + len(places)
-        return [f"{mode}-{int(step)}-{places[uid]}" for uid in uids]
+        self._counts = {key: count for key, count in self._counts.items() if key[0] != purpose}  # steps only go up
+        self._counts[purpose, step] = start + len(places)
+        return [GroupId(purpose, step, places[uid]) for uid in uids]
 
 
 def whole_group_slices(uids: Sequence[str], num_chunks: int) -> list[slice]:

@@ -49,6 +49,20 @@ def make_room(config: DictConfig, settings: RefineConfig) -> tuple[str, ...]:
     )
 
 
+def longest_prompt(rollout: Any, model: Any) -> int:
+    """The longest prompt that leaves room for a full answer.
+
+    Args:
+        rollout: ``actor_rollout_ref.rollout``.
+        model: The model's configuration, as transformers reads it.
+    """
+    longest, model_length = int(rollout.prompt_length), rollout.max_model_len
+    if model_length is None:
+        text = model.get_text_config() if hasattr(model, "get_text_config") else model
+        model_length = getattr(text, "max_position_embeddings", None)
+    return longest if model_length is None else min(longest, int(model_length) - int(rollout.response_length))
+
+
 def check_lengths(config: DictConfig, settings: RefineConfig, overhead: int = 0) -> None:
     """Refuse lengths that cannot hold a draft beside the longest question, or a whole sequence.
 

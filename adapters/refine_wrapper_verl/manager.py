@@ -6,8 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from refine_wrapper.hosts.seam import require_seam
 from refine_wrapper_verl.plugin import ADAPTER
@@ -20,14 +21,16 @@ from verl.utils.config import omega_conf_to_dataclass  # noqa: E402
 from verl.utils.ray_utils import auto_await  # noqa: E402
 from verl.utils.tensordict_utils import assign_non_tensor_stack  # noqa: E402
 
-from refine_wrapper.errors import ConfigError  # noqa: E402
+from refine_wrapper.errors import ConfigError, SeamError  # noqa: E402
+from refine_wrapper.hosts.start import announce, check_start  # noqa: E402
+from refine_wrapper.plugins.manager import Plugins  # noqa: E402
 from refine_wrapper.settings.config import RefineConfig  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402
 from refine_wrapper_verl.objectives import OWN_DYNAMIC_SAMPLING  # noqa: E402
 from refine_wrapper_verl.settings import (  # noqa: E402
-    announce,
+    facts,
     has_objective,
     is_prepared,
     read_settings,
@@ -57,10 +60,11 @@ class RefineAgentLoopManager:
                 f"refine: objective={settings.objective} must be set before the trainer starts. State it on the "
                 "command line (refine.objective=NAME), or write the keys of `refine-wrapper objectives --host verl`."
             )
-        uses_v1 = bool(config.trainer.get("use_v1", False))
+        # Not trainer.use_v1, which is true in every composed configuration: recipes on RayPPOTrainer do not read it.
+        uses_queue = bool(OmegaConf.select(config, "transfer_queue.enable"))
         if not settings.active:
-            return await (AgentLoopManagerTQ if uses_v1 else AgentLoopManager).create(config, *args, **kwargs)
-        kind = RefineManagerTQ if uses_v1 else RefineManagerV0
+            return await (AgentLoopManagerTQ if uses_queue else AgentLoopManager).create(config, *args, **kwargs)
+        kind = RefineManagerTQ if uses_queue else RefineManagerV0
         return await kind.create(checked(config, settings), *args, **kwargs)
 
 
@@ -79,8 +83,11 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
             )
         settings.check_pipelined("veRL")
         settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
-        store_settings(config, settings, int(config.actor_rollout_ref.rollout.n))
-        announce(config, settings)
+        plugins = Plugins(settings.plugin_modules)
+        check_start(facts(config), settings, plugins)
+        rollout = config.actor_rollout_ref.rollout
+        store_settings(config, settings, int(rollout.n), int(rollout.prompt_length))
+        announce(facts(config), settings, plugins)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
     check_lengths(config, settings, template_tokens(config, settings, model))
     return config
@@ -133,11 +140,15 @@ class RefineManagerV0(_RefineManager, AgentLoopManager):
         validate = bool(prompts.meta_info.get("validate", False))
         if not self._refine_applies(validate):
             return await super().generate_sequences(prompts)
-        uids = [str(uid) for uid in prompts.non_tensor_batch["uid"]]
+        columns = prompts.non_tensor_batch
+        own_uids = "uid" not in columns
+        if own_uids:
+            columns["uid"] = _uids_by_group_size(len(prompts), int(self._refine_n(validate)))
+        uids = [str(uid) for uid in columns["uid"]]
         step = prompts.meta_info.get("global_steps", -1)
-        column = prompts.non_tensor_batch["uid"].copy()
+        column = columns["uid"].astype(object)
         column[:] = self._refine_ids.next(uids, step, validate)
-        prompts.non_tensor_batch[GROUP_COLUMN] = column
+        columns[GROUP_COLUMN] = column
         slices = whole_group_slices(uids, len(self.agent_loop_workers))
         # The host asks the batch to cut itself, once, after it added a column of its own.
         prompts.chunk = lambda chunks: [prompts.slice(rows.start, rows.stop) for rows in slices]
@@ -148,4 +159,24 @@ class RefineManagerV0(_RefineManager, AgentLoopManager):
             return await AgentLoopManager.generate_sequences(view, prompts)
         finally:
             del prompts.chunk
-            prompts.non_tensor_batch.pop(GROUP_COLUMN, None)
+            for name in (GROUP_COLUMN, *(["uid"] if own_uids else [])):
+                columns.pop(name, None)
+
+    def _refine_n(self, validate: bool) -> int:
+        rollout: Any = self.rollout_config  # pyright: ignore[reportAttributeAccessIssue]
+        return rollout.val_kwargs.n if validate else rollout.n
+
+
+def _uids_by_group_size(num_rows: int, group_size: int) -> Any:
+    """Ids for a batch whose trainer names its groups only after they were sampled: rows of a group are adjacent.
+
+    Raises:
+        SeamError: If the rows are no whole groups.
+    """
+    if num_rows % group_size:
+        raise SeamError(
+            f"refine: this trainer hands out {num_rows} rows without a uid, which are no groups of "
+            f"actor_rollout_ref.rollout.n={group_size}, so it cannot be told which rows answer one prompt. Have it set "
+            "uid before generation, or set refine.enabled=false."
+        )
+    return np.array([f"group-{row // group_size}" for row in range(num_rows)], dtype=object)

@@ -6,17 +6,16 @@ was composed elsewhere, when the manager is made. It imports neither veRL nor to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import click
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from refine_wrapper.errors import ConfigError
-from refine_wrapper.hosts.budget import CompletionBudget, matched_group_size
+from refine_wrapper.hosts.budget import matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import HostFacts, announce, check_start, num_context, with_absolute_paths
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import resolve
@@ -28,8 +27,20 @@ _NODE = "refine"
 _PREPARED = "_plain_n"
 """A key beside the settings that says: the driver has prepared this configuration; it holds the plain run's n."""
 
+_PLAIN_PROMPT_LENGTH = "_plain_prompt_length"
+"""A key beside the settings: the plain run's rollout.prompt_length, at which it cuts questions."""
+
 _OBJECTIVE = "_objective"
 """A key beside the settings: the objective whose keys the driver has written, with refinement on and off."""
+
+# What compares a row's log-probabilities with those that its sampler saw -> how it is switched off. A row that was
+# sampled on q' and is trained under q has none of its sampler under q.
+_COMPARED_WITH_THE_SAMPLER = {
+    "algorithm.rollout_correction.bypass_mode": "False",
+    "algorithm.rollout_correction.rollout_is": "null",
+    "algorithm.rollout_correction.rollout_rs": "null",
+    "actor_rollout_ref.rollout.enable_rollout_routing_replay": "False",
+}
 
 # Estimators that need no group: one refinement per prompt is enough for them.
 _GROUP_FREE = frozenset({"gae", "reinforce_plus_plus", "remax"})
@@ -68,6 +79,21 @@ def plain_group_size(config: DictConfig) -> int:
     return int(config[_NODE][_PREPARED] if is_prepared(config) else config.actor_rollout_ref.rollout.n)
 
 
+def plain_prompt_length(config: DictConfig) -> int:
+    """``rollout.prompt_length`` of the plain run, before it was raised to hold a draft."""
+    raised = int(config.actor_rollout_ref.rollout.prompt_length)
+    return int(OmegaConf.select(config, f"{_NODE}.{_PLAIN_PROMPT_LENGTH}") or raised)
+
+
+def total_steps(config: DictConfig) -> int | None:
+    """Optimizer steps of the run, where the trainer has said so by now."""
+    for key in ("actor_rollout_ref.actor.optim.total_training_steps", "trainer.total_training_steps"):
+        steps = OmegaConf.select(config, key)
+        if steps is not None and int(steps) > 0:
+            return int(steps)
+    return None
+
+
 def prepare(config: DictConfig) -> RefineConfig:
     """Make a configuration ready to refine: check it, fit lengths and group size, name the manager, say so. Idempotent.
 
@@ -88,17 +114,40 @@ def prepare(config: DictConfig) -> RefineConfig:
     settings.check_pipelined("veRL")
     refuse_unsupported(config)
     rollout = config.actor_rollout_ref.rollout
-    plain = int(rollout.n)
+    plain, plain_prompt = int(rollout.n), int(rollout.prompt_length)
+    plugins = Plugins(settings.plugin_modules)
+    context = num_context(settings, plain, plugins)
     with open_dict(config):
-        if settings.match_budget:
+        if settings.match_budget and context:
             smallest = 1 if str(config.algorithm.adv_estimator) in _GROUP_FREE else 2
-            rollout.n = matched_group_size(plain, settings.num_drafts, smallest=smallest)
+            rollout.n = matched_group_size(plain, context, smallest=smallest)
+        check_start(facts(config), settings, plugins)
         notes = make_room(config, settings)
         check_lengths(config, settings)
         rollout.agent.agent_loop_manager_class = MANAGER
-    store_settings(config, settings, plain)
-    announce(config, settings, notes)
+    store_settings(config, settings, plain, plain_prompt)
+    announce(facts(config), settings, plugins, *notes)
     return settings
+
+
+def facts(config: DictConfig) -> HostFacts:
+    """What the common start-up must know of a run."""
+    rollout = config.actor_rollout_ref.rollout
+    return HostFacts(
+        host="verl",
+        title="veRL",
+        group_size=int(rollout.n),
+        plain_group_size=plain_group_size(config),
+        group_size_setting="actor_rollout_ref.rollout.n",
+        match_budget="refine.match_budget=true, which takes the drafts out of actor_rollout_ref.rollout.n",
+        evaluation_size=int(rollout.val_kwargs.n),
+        evaluation_setting="actor_rollout_ref.rollout.val_kwargs.n",
+        corrections={
+            f"{key}={OmegaConf.select(config, key)}": f"{key}={off}"
+            for key, off in _COMPARED_WITH_THE_SAMPLER.items()
+            if OmegaConf.select(config, key)
+        },
+    )
 
 
 def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
@@ -107,28 +156,34 @@ def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
     objective = settings_on("verl", name, Plugins(settings.plugin_modules))
     apply_objective(config, name, objective)
     OmegaConf.update(config, f"{_NODE}.{_OBJECTIVE}", name, force_add=True)
-    missing = f"; not set: {objective.missing}" if objective.missing else ""
-    click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
+    if not settings.active:  # else the announcement says it
+        missing = f"; not set: {objective.missing}" if objective.missing else ""
+        click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
 
 
-def store_settings(config: DictConfig, settings: RefineConfig, plain: int) -> None:
+def store_settings(config: DictConfig, settings: RefineConfig, plain: int, plain_prompt: int) -> None:
     """Put the resolved settings into the configuration: workers of a Ray cluster do not see this environment.
 
     Args:
         config: The run's configuration; prepared from now on.
         settings: The resolved settings.
         plain: The group size of the plain run.
+        plain_prompt: ``rollout.prompt_length`` of the plain run.
     """
     with open_dict(config):
-        objective = OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}")
-        config[_NODE] = {**_absolute(settings).model_dump(mode="json"), _PREPARED: plain, _OBJECTIVE: objective}
+        config[_NODE] = {
+            **with_absolute_paths(settings).model_dump(mode="json"),
+            _PREPARED: plain,
+            _PLAIN_PROMPT_LENGTH: plain_prompt,
+            _OBJECTIVE: OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"),
+        }
 
 
 def refuse_unsupported(config: DictConfig) -> None:
     """Refuse what cannot be refined, with what to change.
 
     Raises:
-        ConfigError: For fully_async_policy, a colocated reward model, or full_determinism.
+        ConfigError: For fully_async_policy, a colocated reward model, full_determinism, or ReMax.
     """
     if config.get("async_training") is not None:
         # It makes an AgentLoopManager of its own (fully_async_rollouter.py), so that ours would never be asked.
@@ -149,22 +204,11 @@ def refuse_unsupported(config: DictConfig) -> None:
             "refine: rollout.full_determinism gives all requests of a prompt one id and one seed, so that N drafts "
             "would be N times the same. Set actor_rollout_ref.rollout.full_determinism=False."
         )
-
-
-def announce(config: DictConfig, settings: RefineConfig, notes: tuple[str, ...] = ()) -> None:
-    """Say on screen, once per run, that refinement is on and what it costs."""
-    budget = CompletionBudget(settings.num_drafts, int(config.actor_rollout_ref.rollout.n), plain_group_size(config))
-    lines = [f"refine-wrapper: on for veRL. {budget.describe()}."]
-    lines.append(
-        f"  selector={settings.selector} template={settings.template} evaluation={settings.evaluation} "
-        f"plan={settings.plan}"
-    )
-    if not budget.matched:
-        lines.append(
-            f"  To match the plain run's {budget.baseline} completions: refine.match_budget=true, which takes the "
-            "drafts out of actor_rollout_ref.rollout.n."
+    if str(config.algorithm.adv_estimator) == "remax":
+        raise ConfigError(
+            "refine: ReMax compares each sample with a greedy one of the same prompt, and veRL samples that one apart "
+            "from its group, on q. Use another algorithm.adv_estimator, such as rloo or grpo, or refine.enabled=false."
         )
-    click.echo("\n".join([*lines, *(f"  {note}" for note in notes)]), err=True)
 
 
 def _stated(config: DictConfig) -> dict[str, Any]:
@@ -179,14 +223,3 @@ def _stated(config: DictConfig) -> dict[str, Any]:
     keys = [str(name) for name in node if not str(name).startswith("_") and not OmegaConf.is_missing(node, name)]
     plain: Mapping[str, Any] = cast("Mapping[str, Any]", OmegaConf.to_container(node, resolve=True))
     return {name: plain[name] for name in keys}
-
-
-def _absolute(settings: RefineConfig) -> RefineConfig:
-    """Paths as the driver means them: workers may be started in another folder."""
-    changes: dict[str, Any] = {}
-    if settings.trace_dir is not None:
-        changes["trace_dir"] = Path(os.path.abspath(settings.trace_dir.expanduser()))
-    template = Path(settings.template).expanduser()
-    if template.is_file():
-        changes["template"] = os.path.abspath(template)
-    return settings.replace(**changes) if changes else settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,38 +15,61 @@ from refine_wrapper.core.types import Prompt, PromptRoom
 from refine_wrapper.errors import PromptError
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
-from refine_wrapper_verl.running import running
+from refine_wrapper_verl.lengths import longest_prompt
+from refine_wrapper_verl.settings import plain_prompt_length
 
 
-def prompt_room(config: DictConfig, model: Any) -> PromptRoom:
-    """The room of a run: its ``rollout`` and ``data`` settings, and its model (``HFModelConfig``)."""
-    given: Any = config.data.get("apply_chat_template_kwargs") or {}
-    chat_kwargs: dict[str, Any] = dict(
-        OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
-    )
-    if model.get("custom_chat_template", None) is not None:
-        model.tokenizer.chat_template = model.custom_chat_template  # as AgentLoopWorker does
-    # The builder that agent loops tokenise with. Without a processor: what images and tools add is measured instead.
-    builder = create_continuous_token_builder(model.tokenizer, chat_template_kwargs=chat_kwargs, **_family(model))
+class PromptEncoder:
+    """Makes the token ids of a prompt as agent loops do, without what images and tools add: that is measured instead.
 
-    def count_tokens(prompt: Prompt) -> int:
+    With a tokenizer of its own, because prompts are planned in a thread and fast tokenizers are not safe to share.
+
+    Args:
+        config: The run's configuration.
+        model: Its model (``HFModelConfig``).
+    """
+
+    def __init__(self, config: DictConfig, model: Any) -> None:
+        self.tokenizer: Any = copy.deepcopy(model.tokenizer)
+        if model.get("custom_chat_template", None) is not None:
+            self.tokenizer.chat_template = model.custom_chat_template  # as AgentLoopWorker does
+        given: Any = config.data.get("apply_chat_template_kwargs") or {}
+        self.chat_kwargs: dict[str, Any] = dict(
+            OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+        )
+        # The builder that agent loops tokenise with.
+        self._builder = create_continuous_token_builder(
+            self.tokenizer, chat_template_kwargs=self.chat_kwargs, **_family(model)
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt."""
         messages = [{**message, "content": _text(message.get("content"))} for message in _conversation(prompt)]
-        loop = running()
-        return len(builder.build_initial_tokens(messages)) + (loop.group.overhead if loop is not None else 0)
+        return list(self._builder.build_initial_tokens(messages))
 
+    def count(self, prompt: Prompt) -> int:
+        """Their number."""
+        return len(self.encode(prompt))
+
+
+def prompt_room(config: DictConfig, model: Any, encoder: PromptEncoder) -> PromptRoom:
+    """The room of a run: its ``rollout`` and ``data`` settings, and its model (``HFModelConfig``)."""
     return PromptRoom(
-        tokenizer=model.tokenizer,
-        count_tokens=count_tokens,
-        max_prompt_tokens=_longest_prompt(config.actor_rollout_ref.rollout, model),
-        chat_kwargs=chat_kwargs,
+        tokenizer=encoder.tokenizer,
+        count_tokens=encoder.count,
+        max_prompt_tokens=longest_prompt(config.actor_rollout_ref.rollout, model.hf_config),
+        chat_kwargs=encoder.chat_kwargs,
+        max_question_tokens=plain_prompt_length(config),
     )
 
 
 def template_tokens(config: DictConfig, settings: RefineConfig, model: Any) -> int:
     """Tokens that the template adds to a question of one user turn; 0 where it has no place for a draft."""
-    prompts = PromptBuilder(settings, Plugins(settings.plugin_modules), prompt_room(config, model))
+    room = prompt_room(config, model, PromptEncoder(config, model))
     try:
-        return prompts.overhead_tokens([{"role": "user", "content": "?"}])
+        return PromptBuilder(settings, Plugins(settings.plugin_modules), room).overhead_tokens(
+            [{"role": "user", "content": "?"}]
+        )
     except PromptError:
         return 0
 
@@ -55,15 +79,6 @@ def _family(model: Any) -> dict[str, Any]:
     if "hf_model_type" in inspect.signature(create_continuous_token_builder).parameters:
         return {"hf_model_type": getattr(model.hf_config, "model_type", None)}
     return {"model_family": "auto", "model_path": model.path, "tokenizer_name_or_path": model.tokenizer_path}
-
-
-def _longest_prompt(rollout: Any, model: Any) -> int:
-    longest, model_length = int(rollout.prompt_length), rollout.max_model_len
-    if model_length is None:
-        text: Any = model.hf_config
-        text = text.get_text_config() if hasattr(text, "get_text_config") else text
-        model_length = getattr(text, "max_position_embeddings", None)
-    return longest if model_length is None else min(longest, int(model_length) - int(rollout.response_length))
 
 
 def _conversation(prompt: Prompt) -> list[Mapping[str, Any]]:

@@ -1,31 +1,43 @@
-"""Both stages inside veRL's agent loop workers: host objects in, core calls, host objects out.
+"""The rounds of a group inside veRL's agent loop workers: host objects in, core calls, host objects out.
 
-The seam: ``_run_agent_loop`` runs Stage 1 once per group and hands q' on; ``_agent_loop_postprocess`` scores a draft
-and keeps it out of the batch, and gives a refinement its original question back; ``_compute_score`` is the training
-reward path. No host method is copied. Any inner loop works: it is the parent's ``_run_agent_loop`` that runs it, for
-drafts and refinements alike.
+The seam: ``_run_agent_loop`` asks for the round of a row and runs the parent's loop on its prompt;
+``_agent_loop_postprocess`` scores what came out as an answer to q, keeps context out of the batch, and hands on what
+fills a slot, under the prompt that it is trained under. No host method is copied. Any inner loop works: it is the
+parent's ``_run_agent_loop`` that runs it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import verl.trainer.ppo.v1.agent_loop_tq as host_v1
 from verl.experimental.agent_loop import AgentLoopWorker
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
-from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.failures import describe
+from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.rollout import Rollout
-from refine_wrapper.core.types import Action, DraftOutcome, GroupOutcome, SampledDraft
+from refine_wrapper.core.types import (
+    Group,
+    GroupId,
+    Outcome,
+    PlannedRound,
+    Progress,
+    Question,
+    Sample,
+    Slot,
+    for_one_row,
+)
 from refine_wrapper.errors import SeamError
 from refine_wrapper.hosts.launch.report import note_refined
-from refine_wrapper.plugins.manager import Plugins
-from refine_wrapper_verl.finished import FinishedGroups
-from refine_wrapper_verl.running import Group, Running, Sample, running
-from refine_wrapper_verl.settings import read_settings
-from refine_wrapper_verl.tokens import prompt_room
+from refine_wrapper_verl.outputs import listed, prompts_on_question, put_prompts, sample_of
+from refine_wrapper_verl.running import GroupHere, Kept, LoopRun, current_run
+from refine_wrapper_verl.settings import plain_prompt_length, read_settings, total_steps
+from refine_wrapper_verl.tokens import PromptEncoder, prompt_room
 
 GROUP_COLUMN = "refine_group_id"
 """A column the manager adds to the prompts it hands out, and workers take off again."""
@@ -38,29 +50,41 @@ class RefineWorkerMixin:
         super().__init__(*args, **kwargs)
         host: Any = self
         settings = read_settings(host.config)
-        self._refine_finished = FinishedGroups()
-        plugins = Plugins(settings.plugin_modules)
-        plugins.register(self._refine_finished, "refine_wrapper_verl.finished")
-        self._refiner = Refiner(settings, prompt_room(host.config, host.model_config), plugins)
-        self._rollout = Rollout(self._refiner)
-        self._refine_groups: dict[str, Group] = {}
+        self._refine_encoder = PromptEncoder(host.config, host.model_config)
+        planner = Planner(settings, prompt_room(host.config, host.model_config, self._refine_encoder))
+        # In a thread: tokenising q' must not hold up the event loop that feeds the engine.
+        self._refine_rollout = Rollout(planner, self._refine_note, thread=True)
+        self._refine_groups: dict[str, GroupHere] = {}
+        self._refine_finished: list[Group] = []
+        self._refine_of_steps = total_steps(host.config)
+        self._refine_on_question = _with_prompt_length(self, plain_prompt_length(host.config))
 
-    def take_finished_groups(self) -> list[GroupOutcome]:
+    def take_finished_groups(self) -> list[Group]:
         """The groups that finished since the last call; the manager asks for them when the trainer logs."""
-        return self._refine_finished.take()
+        taken, self._refine_finished = self._refine_finished, []
+        return taken
+
+    def note_finished_groups(self, groups_P: list[Group]) -> None:
+        """What finished in all workers, for modes that learn from it."""
+        self._refine_rollout.planner.note(groups_P)
+
+    def _refine_note(self, key: Any, group: Group) -> None:
+        if group.refined:
+            note_refined("verl", worker=type(self).__name__, mode=group.mode)
+        self._refine_finished.append(group.slim())
 
     def _refine_applies(self, validate: bool) -> bool:
-        return not validate or self._refiner.config.evaluation == "refine"
+        return not validate or self._refine_rollout.planner.config.evaluation == "refine"
 
     @contextmanager
-    def _refine_group(self, uid: str, group_id: str, num_members: int) -> Generator[None]:
+    def _refine_group(self, uid: str, group_id: GroupId, num_slots: int) -> Generator[GroupHere]:
         """Hold a group for the length of a ``with`` block; nothing of it is left afterwards, however it ended."""
-        self._refine_groups[uid] = Group(str(group_id), num_members)
+        group = self._refine_groups[uid] = GroupHere(group_id, num_slots)
         try:
-            yield
+            yield group
         finally:
             self._refine_groups.pop(uid, None)
-            self._rollout.discard(uid)
+            self._refine_rollout.discard(uid)
 
     async def _run_agent_loop(
         self,
@@ -71,105 +95,145 @@ class RefineWorkerMixin:
         trace: bool = True,
         **kwargs: Any,
     ) -> Any:
-        host: Any = super()
-        kwargs.pop(GROUP_COLUMN, None)
-        if not self._refine_applies(trajectory["validate"]):
-            return await host._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, trace=trace, **kwargs)
-        group = self._refine_groups.get(kwargs["uid"])
-        if group is None:
-            raise SeamError(
-                f"refine: {type(self).__name__} runs an agent loop for a prompt (uid {kwargs['uid']!r}) that came "
-                "neither through generate_sequences nor through _run_prompt. Run `refine-wrapper doctor`; supported is "
-                "veRL 0.9."
-            )
+        group_id = kwargs.pop(GROUP_COLUMN, None)
 
-        async def run(loop: Running, params: dict[str, Any], **changed: Any) -> Any:
-            with loop.current():
+        async def run(loop_run: LoopRun | None, prompt: Any, **changed: Any) -> Any:
+            on_question = loop_run is None or loop_run.planned.ask.show is None
+            host: Any = super(RefineWorkerMixin, self._refine_on_question if on_question else self)
+            with ExitStack() as context:
+                if loop_run is not None:
+                    context.enter_context(loop_run.current())
+                # veRL hands one dict of parameters to all sessions, and servers take entries out of it.
                 return await host._run_agent_loop(
-                    params, trajectory, agent_name=agent_name, trace=trace, **{**kwargs, **changed}
+                    dict(sampling_params),
+                    trajectory,
+                    agent_name=agent_name,
+                    trace=trace,
+                    **{**kwargs, "raw_prompt": prompt, **changed},
                 )
 
-        async def sample_draft(index: int) -> SampledDraft:
-            # veRL hands one dict of parameters to all sessions, and servers take entries out of it.
-            changed = {"session_id": group.num_members + index} if "session_id" in kwargs else {}
-            return await self._sample_draft(Running(group), lambda loop: run(loop, dict(sampling_params), **changed))
-
         question = kwargs["raw_prompt"]
-        with self._rollout.join(kwargs["uid"], group.num_members) as member:
-            # Stage 1 is a task that inherits this context: counting tokens finds the group through it.
-            loop = Running(group)
-            with loop.current():
-                loop.plan = await member.plan(group.group_id, question, sample_draft)
-            if loop.plan.drafts_N:
-                note_refined("verl", worker=type(self).__name__, num_drafts=len(loop.plan.drafts_N))
-            refined = loop.plan.action is Action.REFINE
-            result = await run(loop, sampling_params, raw_prompt=loop.plan.prompt if refined else question)
-            if loop.outputs:
-                sample = self._sample(loop)
-                member.report(sample.refinement(), step=trajectory["step"], policy_version=sample.policy_version)
-            return result
+        uid = str(kwargs.get("uid"))
+        group = self._refine_groups.get(uid)
+        if group is None:
+            if group_id is not None and self._refine_applies(trajectory["validate"]):
+                raise SeamError(
+                    f"refine: {type(self).__name__} runs an agent loop for a prompt (uid {uid!r}) that came neither "
+                    "through generate_sequences nor through _run_prompt. Run `refine-wrapper doctor`; supported is "
+                    "veRL 0.9."
+                )
+            return await run(None, question)
 
-    async def _sample_draft(self, loop: Running, run: Any) -> SampledDraft:
-        """One draft by the host's own loop, scored by its reward path. What fails before it is sampled raises."""
-        try:
-            await run(loop)
-        except Exception as error:
-            if not loop.outputs:
+        async def sample_context(planned: PlannedRound, index: int) -> Sample:
+            changed = {"session_id": group.num_slots + index} if "session_id" in kwargs else {}
+            loop_run = LoopRun(group, for_one_row(question), planned, index=index)
+            return await run(loop_run, planned.row_prompt(), **changed)
+
+        columns = {name: value for name, value in kwargs.items() if name not in ("raw_prompt", "uid", "session_id")}
+        with self._refine_rollout.join(uid, group.num_slots, kwargs.get("session_id")) as member:
+            try:
+                planned = await member.turn(
+                    Question(group.id, question, columns),
+                    sample_context,
+                    Progress(int(trajectory["step"]), self._refine_of_steps),
+                )
+            except Exception as error:
+                group.error = error
                 raise
-            # A Ray error repeats the remote traceback; its first line and its last say what happened.
-            lines = str(error).strip().splitlines() or [""]
-            return self._sample(loop).draft(DraftOutcome.REWARD_EXCEPTION, f"{type(error).__name__}: {lines[-1]}")
-        return self._sample(loop).draft() if loop.outputs else SampledDraft()
-
-    def _sample(self, loop: Running) -> Sample:
-        host: Any = self
-        return Sample.of(loop, host.tokenizer, host.rollout_config.response_length)
+            return await run(LoopRun(group, for_one_row(question), planned, member), planned.row_prompt())
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
         host: Any = super()
-        loop = running()
-        if loop is None:
+        worker: Any = self
+        loop_run = current_run()
+        if loop_run is None:
             return await host._agent_loop_postprocess(output, validate, **kwargs)
-        outputs = output if isinstance(output, list) else [output]
-        loop.note(outputs)
-        if loop.plan is None:
-            # A draft: scored, never stored. TransferQueue would train on whatever is put into it.
-            if outputs:
-                self._note_question(loop.group, outputs[0].prompt_ids, kwargs["raw_prompt"])
-                await self._compute_score(outputs, kwargs)
-            return None
         # Rewards and what is stored see q: the host merges these fields into what reward functions get.
-        kwargs["raw_prompt"] = loop.plan.question
-        if not loop.plan.trained:
-            for untrained in outputs:
-                # As veRL treats what tools said: part of the sequence, not of the loss.
-                untrained.response_mask = [0] * len(untrained.response_mask)
+        kwargs["raw_prompt"] = loop_run.question
+        outputs = listed(output)
+        sample = sample_of(outputs, worker.tokenizer, worker.rollout_config.response_length)
+        on_question = self._on_question(loop_run, outputs)
+        error: Exception | None = None
+        try:
+            sample = await self._scored(sample, outputs, on_question, kwargs)
+        except Exception as raised:
+            error = raised
+            sample = replace(sample, outcome=Outcome.REWARD_EXCEPTION, detail=describe(error))
+        if loop_run.member is None:
+            if error is None and self._may_take:
+                loop_run.group.kept[loop_run.index] = Kept(output, on_question)
+            return sample
+        try:
+            slot = await loop_run.member.report(sample)
+        except Exception as raised:
+            loop_run.group.error = raised
+            raise
+        taken = loop_run.group.kept.get(slot.sample)
+        if taken is not None:
+            output, on_question = taken.output, taken.on_question
+        elif error is not None:
+            raise error  # the host's own matter: this row, and with it perhaps its group, has failed
+        _fill(slot, listed(output), on_question)
         return await host._agent_loop_postprocess(output, validate, **kwargs)
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
-        """The host's own scoring, of a refinement as an answer to q: no reward can read the draft in q'."""
+        """The host's own scoring, once: where there is no reward, the host asks again for what was scored above."""
         host: Any = super()
-        loop = running()
-        question_ids = None if loop is None else loop.group.question_ids
-        if loop is None or loop.plan is None or loop.plan.action is not Action.REFINE or question_ids is None:
+        if current_run() is None:
             await host._compute_score(outputs, kwargs)
-            return
-        prompt_ids = [output.prompt_ids for output in outputs]
+
+    async def _scored(
+        self, sample: Sample, outputs: list[Any], on_question: list[list[int]], kwargs: dict[str, Any]
+    ) -> Sample:
+        """Scored by the host as an answer to q: no reward can read what q' showed."""
+        if not outputs:
+            return sample
+        host: Any = super()
+        sampled_on = [list(output.prompt_ids) for output in outputs]
+        put_prompts(outputs, on_question)
         try:
-            for output in outputs:
-                # Later outputs of a loop that returns several may continue from other prompts; those are its own.
-                if output.prompt_ids == prompt_ids[0]:
-                    output.prompt_ids = question_ids
             await host._compute_score(outputs, kwargs)
         finally:
-            for output, own in zip(outputs, prompt_ids, strict=True):
-                output.prompt_ids = own
+            put_prompts(outputs, sampled_on)
+        return self._refine_rollout.planner.scored(sample, outputs[-1].reward_score)
 
-    def _note_question(self, group: Group, prompt_ids: list[int], question: Any) -> None:
+    def _on_question(self, loop_run: LoopRun, outputs: list[Any]) -> list[list[int]]:
+        """The prompt ids of a loop's outputs, as answers to q."""
+        group = loop_run.group
+        if not outputs:
+            return []
+        if loop_run.planned.ask.show is None:
+            if group.question_ids is None:
+                group.question_ids = list(outputs[0].prompt_ids)
+            return [list(output.prompt_ids) for output in outputs]
         if group.question_ids is None:
-            group.question_ids = list(prompt_ids)
-            group.overhead = 0
-            group.overhead = max(0, len(prompt_ids) - self._refiner.room.count_tokens(question))
+            group.question_ids = self._refine_encoder.encode(loop_run.question)
+        return prompts_on_question(outputs, group.question_ids)
+
+    @property
+    def _may_take(self) -> bool:
+        planner = self._refine_rollout.planner
+        return planner.mode.may_take(planner.rules)
+
+
+def _fill(slot: Slot, outputs: list[Any], on_question: list[list[int]]) -> None:
+    """Make a loop's outputs what fills a slot."""
+    if slot.on_question:
+        put_prompts(outputs, on_question)
+    if not slot.trained:
+        for output in outputs:
+            # As veRL treats what tools said: part of the sequence, not of the loss.
+            output.response_mask = [0] * len(output.response_mask)
+
+
+def _with_prompt_length(worker: Any, prompt_length: int) -> Any:
+    """The worker as the plain run has it for prompts on q: its loops cut q where the plain host does."""
+    if int(worker.config.actor_rollout_ref.rollout.prompt_length) == prompt_length:
+        return worker
+    view = copy.copy(worker)
+    view.config = copy.deepcopy(worker.config)
+    view.config.actor_rollout_ref.rollout.prompt_length = prompt_length
+    return view
 
 
 class RefineAgentLoopWorker(RefineWorkerMixin, AgentLoopWorker):
@@ -179,27 +243,41 @@ class RefineAgentLoopWorker(RefineWorkerMixin, AgentLoopWorker):
         host: Any = super()
         if not self._refine_applies(batch.meta_info.get("validate", False)):
             return await host.generate_sequences(batch)
-        uids = [str(uid) for uid in batch.non_tensor_batch["uid"]]
-        names = batch.non_tensor_batch.get(GROUP_COLUMN, uids)
-        group_ids = dict(zip(uids, names, strict=True))
+        columns: Mapping[str, Any] = batch.non_tensor_batch
+        uids = [str(uid) for uid in columns["uid"]]
+        ids: dict[str, GroupId] = dict(zip(uids, columns[GROUP_COLUMN], strict=True))
         with ExitStack() as groups:
             for uid, count in Counter(uids).items():
-                groups.enter_context(self._refine_group(uid, group_ids[uid], count))
+                groups.enter_context(self._refine_group(uid, ids[uid], count))
             return await host.generate_sequences(batch)
 
+    async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
+        loop_run = current_run()
+        if loop_run is not None:
+            output.extra_fields["raw_prompt"] = loop_run.question  # as the host does before it scores
+        return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
-class RefineAgentLoopWorkerTQ(RefineWorkerMixin, AgentLoopWorkerTQ.__ray_actor_class__):
+
+class RefineAgentLoopWorkerTQ(RefineWorkerMixin, host_v1.AgentLoopWorkerTQ.__ray_actor_class__):
     """The worker of the V1 trainers: each prompt is a task that puts its samples into TransferQueue."""
 
     async def _run_prompt(
         self, prompt: dict[str, Any], sampling_params: dict[str, Any], trajectory: dict[str, Any], trace: bool = False
     ) -> None:
         host: Any = super()
-        group_id = prompt.pop(GROUP_COLUMN, prompt["uid"])
-        if not self._refine_applies(trajectory["validate"]):
+        validate = trajectory["validate"]
+        # Of a prompt that asks for greedy sampling all samples would be the same.
+        if not self._refine_applies(validate) or not prompt.get("__do_sample__", True):
+            prompt.pop(GROUP_COLUMN, None)
             await host._run_prompt(prompt, sampling_params, trajectory, trace)
             return
+        uid, group_id = prompt["uid"], prompt.pop(GROUP_COLUMN)
         settings: Any = self.config.actor_rollout_ref.rollout
-        plain = settings.val_kwargs.n if trajectory["validate"] else settings.n
-        with self._refine_group(prompt["uid"], group_id, int(prompt.get("__rollout_n__", plain))):
+        plain = settings.val_kwargs.n if validate else settings.n
+        with self._refine_group(uid, group_id, int(prompt.get("__rollout_n__", plain))) as group:
             await host._run_prompt(prompt, sampling_params, trajectory, trace)
+        if group.error is not None:
+            # A failed prompt is evicted and another sampled, for ever. A status that the trainer's replay buffer does
+            # not know ends the run, with these words.
+            tag = {"is_prompt": True, "global_steps": trajectory["step"], "status": str(group.error)}
+            await host_v1.tq.async_kv_put(key=uid, partition_id="val" if validate else "train", tag=tag)

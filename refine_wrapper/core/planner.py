@@ -125,7 +125,8 @@ class Planner:
         if planned.ask.use is Use.FILL:
             slots = (*slots, *(sample.index for sample in joined))
         rounds = (*group.rounds[:-1], replace(planned, seconds=seconds))
-        return replace(group, samples=(*group.samples, *joined), rounds=rounds, slots=slots)
+        question = self._measured(group.question, samples) if planned.ask.show is None else group.question
+        return replace(group, question=question, samples=(*group.samples, *joined), rounds=rounds, slots=slots)
 
     def slot_of(self, planned: PlannedRound, sample: Sample, index: int) -> Slot:
         """What a sample of a round that fills slots comes to in its slot, as far as it alone decides that."""
@@ -193,6 +194,12 @@ class Planner:
                     for sample in group.samples
                 )
                 tallies[planned.ask.arm] = Tally(known.tried + 1, known.solved + solved)
+
+    def _measured(self, question: Question, samples: Sequence[Sample]) -> Question:
+        """The question with what the host really added to it (tool schemas, images), where a sample on q tells."""
+        fed = next((len(sample.prompt_ids) for sample in samples if sample.prompt_ids is not None), 0)
+        extra = fed - self.prompts.question_tokens(question.prompt) if fed else 0
+        return replace(question, extra_tokens=extra) if extra > question.extra_tokens else question
 
     def _fits(self, question: Question) -> bool:
         return self.prompts.question_fits(question.prompt, extra_tokens=question.extra_tokens)

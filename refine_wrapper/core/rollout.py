@@ -195,7 +195,8 @@ class Rollout:
                     samples = await self._fill(running, planned, len(group.slots))
                 else:
                     samples = await self._context(planned, sample_context)
-                group = running.so_far = self.planner.add(group, samples, seconds=time.perf_counter() - started)
+                add = partial(self.planner.add, samples=samples, seconds=time.perf_counter() - started)
+                group = running.so_far = await self._off_loop(add, group)
         except Exception as error:
             running.error = error
             waiting = [running.turn(number) for number in range(running.num_slots)]

@@ -383,9 +383,11 @@ class PromptRoom:
         count_tokens: Number of tokens of a prompt exactly as the host will feed it to the policy.
         max_prompt_tokens: The longest prompt that leaves room for a full answer, or None if the host has no limit.
         chat_kwargs: What the host passes to ``apply_chat_template`` (own template, template variables, tools).
+        max_question_tokens: The longest question that the host does not cut, where that is less.
     """
 
     tokenizer: Tokenizer
     count_tokens: Callable[[Prompt], int]
     max_prompt_tokens: int | None = None
     chat_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    max_question_tokens: int | None = None

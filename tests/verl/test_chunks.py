@@ -29,8 +29,12 @@ def test_no_cut_goes_through_a_group(groups: list[int], chunks: int, sizes: list
 
 def test_groups_are_named_by_step_and_place() -> None:
     ids = GroupIds()
-    assert ids.next(["u", "u", "v"], 1, False) == ["train-1-0", "train-1-0", "train-1-1"]
-    assert ids.next(["w"], 1, False) == ["train-1-2"]  # a refill in the same step
-    assert ids.next(["x"], 1, True) == ["eval-1-0"]
-    assert ids.next(["y"], 2, False) == ["train-2-0"]
-    assert ids.next(["z"], 1, True) == ["eval-1-1"]
+
+    def named(uids: list[str], step: int, validate: bool) -> list[str]:
+        return list(map(str, ids.next(uids, step, validate)))
+
+    assert named(["u", "u", "v"], 1, False) == ["train-1-0", "train-1-0", "train-1-1"]
+    assert named(["w"], 1, False) == ["train-1-2"]  # a refill in the same step
+    assert named(["x"], 1, True) == ["eval-1-0"]
+    assert named(["y"], 2, False) == ["train-2-0"]
+    assert named(["z"], 1, True) == ["eval-1-1"]

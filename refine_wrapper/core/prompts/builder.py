@@ -67,14 +67,19 @@ class PromptBuilder:
         self._gap_tokens = len(room.tokenizer.encode(GAP, add_special_tokens=False))
 
     def question_fits(self, prompt: Prompt, *, extra_tokens: int = 0) -> bool:
-        """Whether q alone leaves room for a full answer.
+        """Whether q alone leaves room for a full answer, and the host does not cut it.
 
         Args:
             prompt: q.
             extra_tokens: What the host adds to it besides the text that it counts (images, tools).
         """
-        limit = self._room.max_prompt_tokens
+        limits = [n for n in (self._room.max_prompt_tokens, self._room.max_question_tokens) if n is not None]
+        limit = min(limits, default=None)
         return limit is None or self._questions.at_most(prompt, limit - extra_tokens) + extra_tokens <= limit
+
+    def question_tokens(self, prompt: Prompt) -> int:
+        """Tokens of q as the host counts them."""
+        return self._questions.of(prompt)
 
     def visible(
         self, prompt: Prompt, text: str, *, token_ids: Sequence[int] | None = None, finished: bool = True

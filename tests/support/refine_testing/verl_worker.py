@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from refine_testing.verl_reward import checksum
+from refine_wrapper_verl.chunks import GroupIds
 
 Answer = Callable[[str, int], str]
 """(decoded prompt, number of the request) -> text; may raise, or be a coroutine function."""
@@ -33,6 +34,7 @@ def compose_config(model: str, *overrides: str, reward: str | None = None) -> Di
         "data.max_response_length=64",
         "actor_rollout_ref.rollout.prompt_length=900",
         "actor_rollout_ref.rollout.max_model_len=2048",
+        "transfer_queue.enable=True",  # as main_ppo sets it for the V1 trainers
         *([f"reward.custom_reward_function.path={reward}"] if reward else []),
     ]
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -116,6 +118,7 @@ class Bench:
     queue: Queue
     loop: asyncio.AbstractEventLoop
     """One for the life of the worker, as in its process; the host keeps it."""
+    ids: GroupIds = field(default_factory=GroupIds)
 
     def run(self, work: Any) -> Any:
         """Run a coroutine to its end."""
@@ -131,8 +134,10 @@ class Bench:
 
     async def start(self, prompt: dict[str, Any], *, validate: bool = False, step: int = 1) -> None:
         trajectory = {"step": step, "sample_index": 0, "rollout_n": 0, "validate": validate}
+        [group_id] = self.ids.next([prompt["uid"]], step, validate)
         params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
-        await self.worker._run_prompt({**prompt}, params, trajectory=trajectory)
+        row = {**prompt, "refine_group_id": group_id}  # as the manager hands it out
+        await self.worker._run_prompt(row, params, trajectory=trajectory)
 
     def rows_of(self, uid: str) -> list[dict[str, Any]]:
         return [fields for key, fields in sorted(self.queue.rows.items()) if key.rsplit("_", 2)[0] == uid]

@@ -146,7 +146,7 @@ def test_each_objective_takes_a_real_optimizer_step() -> None:
 def test_an_objective_by_name_is_trained(runs: dict[str, Run], name: str) -> None:
     in_run, step = TRAINED_IN[name]
     run = runs[in_run]
-    said = f"step {step} trains {name}\n" if in_run == "one_by_one" else f"refine-wrapper: objective={name}"
+    said = f"step {step} trains {name}\n" if in_run == "one_by_one" else f"objective={name}"
     assert said in run.output.replace("\r", "\n")
     log = run.log[step]
     assert isfinite(log["actor/pg_loss"])

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from refine_testing.verl_worker import Bench, answers, prompt, reward_file
 
+from refine_wrapper.core.types import GroupId
+
 TEMPLATE = "Here is an attempt at this problem."
 
 
 def _outcomes(host: Bench) -> list[str]:
     [group] = host.worker.take_finished_groups()
-    return [draft.outcome.value for draft in group.plan.drafts_N]
+    return [draft.outcome.value for draft in group.drafts]
 
 
 def _fails_for(*numbers: int) -> Callable[[str, int], str]:
@@ -41,7 +43,10 @@ def test_all_drafts_fail(bench: Callable[..., Bench], policy: str) -> None:
     host.prompts(prompt("a"))
     rows = host.rows_of("a")
     if policy == "error":
-        assert host.queue.status["a"] == "failure"  # veRL's own way to say so
+        # No status that veRL knows: reading it ends the trainer with these words.
+        assert (
+            "group train-1-0 cannot be refined (no_usable_draft) and on_no_draft is 'error'" in host.queue.status["a"]
+        )
         assert rows == []
         return
     assert host.queue.status["a"] == "finished"
@@ -50,8 +55,8 @@ def test_all_drafts_fail(bench: Callable[..., Bench], policy: str) -> None:
     trained = [bool(row["loss_mask"].any()) for row in rows]
     assert trained == [policy == "plain"] * 3
     [group] = host.worker.take_finished_groups()
-    assert group.plan.cause.value == "no_usable_draft"
-    assert all(refinement.num_tokens > 1 and refinement.text for refinement in group.refinements_G)
+    assert group.cause.value == "no_usable_draft"
+    assert all(row.num_tokens > 1 and row.text for row in group.rows_S)
 
 
 _REWARDS = {
@@ -121,7 +126,7 @@ def test_a_question_that_fills_the_prompt_is_never_cut(bench: Callable[..., Benc
     host.prompts(prompt("a", text))
     assert len(host.engine.prompts) == 3  # the host's own behaviour, untouched: no draft is paid for
     [group] = host.worker.take_finished_groups()
-    assert group.plan.cause.value == "question_too_long"
+    assert group.cause.value == "question_too_long"
 
 
 def test_a_draft_is_shortened_and_the_question_is_whole(bench: Callable[..., Bench]) -> None:
@@ -132,7 +137,7 @@ def test_a_draft_is_shortened_and_the_question_is_whole(bench: Callable[..., Ben
     assert all(len(row["prompts"]) <= 420 for row in rows)
     assert all(text in host.text(row["prompts"]) and TEMPLATE in host.text(row["prompts"]) for row in rows)
     [group] = host.worker.take_finished_groups()
-    assert group.plan.draft_shortened
+    assert group.rounds[-1].shortened
 
 
 def test_a_draft_that_spells_control_tokens(bench: Callable[..., Bench]) -> None:
@@ -175,7 +180,7 @@ def test_a_member_cancelled_while_its_siblings_wait_on_stage_1(bench: Callable[.
         release = asyncio.Event()
         row = {**prompt("a")}
         trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
-        with host.worker._refine_group("a", "train-1-0", 3):
+        with host.worker._refine_group("a", GroupId("train", 1, 0), 3):
             members = [
                 asyncio.create_task(host.worker._run_agent_loop({}, trajectory, trace=False, session_id=i, **row))
                 for i in range(3)
@@ -194,8 +199,8 @@ def test_a_member_cancelled_while_its_siblings_wait_on_stage_1(bench: Callable[.
     assert len(rows) == 2
     assert all(TEMPLATE in host.text(row["prompts"]) for row in rows)
     [group] = host.worker.take_finished_groups()
-    assert len(group.plan.drafts_N) == 4
-    assert len(group.refinements_G) == 2
+    assert len(group.drafts) == 4
+    assert sum(row.usable for row in group.rows_S) == 2
 
 
 def test_a_group_whose_members_are_all_cancelled_leaves_nothing(bench: Callable[..., Bench]) -> None:
@@ -216,7 +221,7 @@ def test_a_group_whose_members_are_all_cancelled_leaves_nothing(bench: Callable[
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
         await asyncio.sleep(0.05)
-        return host.worker._rollout.groups_in_flight
+        return host.worker._refine_rollout.groups_in_flight
 
     assert host.run(scenario()) == 0
     assert host.queue.rows == {}

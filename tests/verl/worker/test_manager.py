@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,8 @@ from refine_testing.verl_worker import compose_config
 from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 
+from refine_wrapper.core.trace import read_trace
+from refine_wrapper.core.types import Group, GroupId, PlannedRound, Purpose, Question, Round, Sample, Slot, Use
 from refine_wrapper.errors import BudgetError, ConfigError
 from refine_wrapper_verl import RefineAgentLoopManager
 from refine_wrapper_verl.manager import RefineManagerTQ, RefineManagerV0
@@ -25,7 +29,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AgentLoopManager, "_init_agent_loop_workers", nothing)
     from verl.utils.tracking import Tracking
 
-    monkeypatch.setattr(Tracking, "log", Tracking.log)  # put back what a manager hooks into
+    for method in ("log", "finish"):  # put back what a manager hooks into
+        monkeypatch.setattr(Tracking, method, getattr(Tracking, method))
 
 
 def _create(config: Any) -> Any:
@@ -34,19 +39,22 @@ def _create(config: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize(("use_v1", "kind"), [(True, RefineManagerTQ), (False, RefineManagerV0)])
-def test_one_name_serves_both_trainers(model: str, use_v1: bool, kind: type) -> None:
-    assert type(_create(compose_config(model, "+refine.num_drafts=4", f"trainer.use_v1={use_v1}"))) is kind
+@pytest.mark.parametrize(("queue", "kind"), [(True, RefineManagerTQ), (False, RefineManagerV0)])
+def test_one_name_serves_both_trainers(model: str, queue: bool, kind: type) -> None:
+    """TransferQueue tells them apart: trainer.use_v1 is true in every composed configuration, also of recipes on V0."""
+    config = compose_config(model, "+refine.num_drafts=4", f"transfer_queue.enable={queue}")
+    assert config.trainer.use_v1
+    assert type(_create(config)) is kind
 
 
 @pytest.mark.parametrize("off", ["+refine.enabled=false", "+refine.num_drafts=0"])
-@pytest.mark.parametrize(("use_v1", "kind"), [(True, AgentLoopManagerTQ), (False, AgentLoopManager)])
-def test_off_is_the_hosts_own_manager_and_workers(model: str, use_v1: bool, kind: type, off: str) -> None:
+@pytest.mark.parametrize(("queue", "kind"), [(True, AgentLoopManagerTQ), (False, AgentLoopManager)])
+def test_off_is_the_hosts_own_manager_and_workers(model: str, queue: bool, kind: type, off: str) -> None:
     """Not a subclass that does nothing: the very objects of the plain run."""
     from verl.utils.tracking import Tracking
 
     log = Tracking.log
-    manager = _create(compose_config(model, off, f"trainer.use_v1={use_v1}"))
+    manager = _create(compose_config(model, off, f"transfer_queue.enable={queue}"))
     assert type(manager) is kind
     assert "refine_wrapper" not in manager.agent_loop_workers_class.__module__
     assert Tracking.log is log
@@ -87,25 +95,35 @@ def test_a_colocated_reward_model_is_refused(model: str) -> None:
         _create(compose_config(model, "+refine.num_drafts=4", "reward.reward_model.enable=True"))
 
 
-def test_metrics_join_whatever_the_trainer_logs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _group(purpose: Purpose, place: int) -> Group:
+    rounds = (
+        PlannedRound(0, 0, Round(2, Use.CONTEXT), "q"),
+        PlannedRound(1, 2, Round(2, Use.FILL, show=1, final=True), "q'", "b"),
+    )
+    rewards = ((0.0, 0, None), (1.0, 0, None), (1.0, 1, 1), (0.0, 1, 1))
+    samples = tuple(
+        Sample(text=str(index), reward=reward, index=index, round=number, shown=shown)
+        for index, (reward, number, shown) in enumerate(rewards)
+    )
+    return Group(Question(GroupId(purpose, 1, place), "q"), "paper", 2, samples, rounds, (Slot(2), Slot(3)), step=1)
+
+
+def test_groups_of_all_workers_are_recorded_where_the_trainer_logs(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import ray
     from verl.utils.tracking import Tracking
 
-    from refine_wrapper.core.types import Action, Draft, GroupOutcome, GroupPlan, Refinement, Selection
-
     logged: list[Any] = []
     monkeypatch.setattr(Tracking, "log", lambda self, data, step, backend=None: logged.append((data, step)))
-    manager = _create(compose_config(model, "+refine.num_drafts=2"))
-    drafts = (Draft(0, "a", 0.0), Draft(1, "b", 1.0))
-
-    def outcome(name: str) -> GroupOutcome:
-        plan = GroupPlan(name, Action.REFINE, "q", "q'", drafts, Selection(drafts[1], "best"))
-        return GroupOutcome(plan, (Refinement("c", 1.0), Refinement("d", 0.0)), step=1)
-
-    taken = [[outcome("train-1-0"), outcome("eval-1-0")], [outcome("train-1-1")], [], []]
+    monkeypatch.setattr(Tracking, "finish", lambda self, exit_code=0: None)
+    manager = _create(compose_config(model, "+refine.num_drafts=2", f"+refine.trace_dir={tmp_path}"))
+    last = _group("train", 2)
+    taken = [[_group("train", 0), _group("eval", 0)], [_group("train", 1)], [], [], [last], []]
     take = SimpleNamespace(remote=lambda: taken.pop(0))
     manager.agent_loop_workers = [SimpleNamespace(take_finished_groups=take)] * 2
     monkeypatch.setattr(ray, "get", lambda asked, timeout: asked)
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(taken))
     host_data = {"actor/loss": 0.5}
     tracking = object.__new__(Tracking)
     tracking.log(host_data, step=1)
@@ -117,3 +135,26 @@ def test_metrics_join_whatever_the_trainer_logs(model: str, monkeypatch: pytest.
     assert first["refine/draft_reward_mean"] == 0.5
     assert first["val/refine/groups"] == 1
     assert host_data == {"actor/loss": 0.5} == second  # nothing finished since; the trainer's own dict is its own
+    tracking.finish()  # with what finished since the last step
+    traced = [record["group_id"] for record in read_trace(tmp_path)]
+    assert traced == ["train-1-0", "train-1-1", "eval-1-0", "train-1-2"]
+
+
+def test_what_modes_learn_from_reaches_all_workers(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    manager = _create(compose_config(model, "+refine.num_drafts=2"))
+    group = _group("train", 0)
+    tried = replace(
+        group, rounds=(group.rounds[0], replace(group.rounds[1], ask=replace(group.rounds[1].ask, arm="x")))
+    )
+    told: list[Any] = []
+
+    def worker(groups: list[Group]) -> Any:
+        take, note = SimpleNamespace(remote=lambda: groups), SimpleNamespace(remote=told.append)
+        return SimpleNamespace(take_finished_groups=take, note_finished_groups=note)
+
+    manager.agent_loop_workers = [worker([group]), worker([tried])]
+    monkeypatch.setattr(ray, "get", lambda asked, timeout: asked)
+    manager._refine_log.collect()
+    assert told == [[tried], [tried]]

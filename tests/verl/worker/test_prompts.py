@@ -29,8 +29,7 @@ def parts() -> str:
 
 def test_a_content_list_keeps_its_parts_in_place(bench: Callable[..., Bench], parts: str) -> None:
     """An image stays where it was in the question; the draft is text beside it. (No processor: veRL renders it as text.)"""
-    host = bench()
-    host.worker.tokenizer.chat_template = PARTS
+    host = bench(parts)
     content = [{"type": "image", "image": "x.png"}, {"type": "text", "text": "What is this?"}]
     row = prompt("a", raw_prompt=[{"role": "user", "content": content}])
     host.prompts(row)
@@ -45,7 +44,7 @@ def test_a_conversation_without_a_user_turn_stays_plain(bench: Callable[..., Ben
     host.prompts(prompt("a", raw_prompt=[{"role": "system", "content": "Say something."}]))
     assert not any(TEMPLATE in text for text in host.engine.prompts)
     [group] = host.worker.take_finished_groups()
-    assert group.plan.cause.value == "unsupported_prompt"
+    assert group.cause.value == "unsupported_prompt"
     assert len(host.rows_of("a")) == 3
 
 
@@ -74,7 +73,7 @@ def _call(expression: str) -> str:
     return "<tool_call>" + json.dumps({"name": "calculate", "arguments": {"expression": expression}}) + "</tool_call>"
 
 
-def test_tool_calls_in_drafts_and_refinements(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_tool_calls_in_drafts_and_refinements(bench: Callable[..., Bench], tmp_path: Path, parts: str) -> None:
     """veRL's own ToolAgentLoop with a real tool: what the tool says is in the sequence, and not in the draft."""
     tools = tmp_path / "tools_of_a_user.py"
     tools.write_text(
@@ -94,9 +93,9 @@ def test_tool_calls_in_drafts_and_refinements(bench: Callable[..., Bench], tmp_p
         "actor_rollout_ref.rollout.multi_turn.format=hermes",
         "data.max_response_length=256",
         "actor_rollout_ref.rollout.prompt_length=1400",
+        parts,
         answer=answer,
     )
-    host.worker.tokenizer.chat_template = PARTS
     host.prompts(prompt("a", agent_name="tool_agent"))
     assert (tmp_path / "called.txt").read_text().splitlines() == ["2+2"] * (4 + 3)
     rows = host.rows_of("a")
@@ -111,10 +110,10 @@ def test_tool_calls_in_drafts_and_refinements(bench: Callable[..., Bench], tmp_p
         own = [token for token, kept in zip(row["responses"].tolist(), row["loss_mask"].tolist(), strict=True) if kept]
         assert "tool says" not in host.text(own)
     [group] = host.worker.take_finished_groups()
-    assert [draft.outcome.value for draft in group.plan.drafts_N] == ["ok"] * 4
+    assert [draft.outcome.value for draft in group.drafts] == ["ok"] * 4
 
 
-def test_what_the_inner_loop_adds_is_counted(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_what_the_inner_loop_adds_is_counted(bench: Callable[..., Bench], tmp_path: Path, parts: str) -> None:
     """Tool schemas are part of the prompt; without them counted, the host would cut the question's beginning."""
     tools = tmp_path / "tools_with_a_long_schema.py"
     tools.write_text(
@@ -130,15 +129,15 @@ def test_what_the_inner_loop_adds_is_counted(bench: Callable[..., Bench], tmp_pa
         host = bench(
             f"actor_rollout_ref.rollout.multi_turn.function_tool_path={tools}",
             f"actor_rollout_ref.rollout.prompt_length={room}",
+            parts,
             answer=lambda text, number: "d" * 60 + str(number),
         )
-        host.worker.tokenizer.chat_template = PARTS
         host.prompts(prompt("a", text, agent_name="tool_agent"))
         prompts = [row["prompts"] for row in host.rows_of("a")]
         assert all(host.text(ids).startswith("<|im_start|>system") for ids in prompts)
         assert all(text in host.text(ids) and TEMPLATE in host.text(ids) for ids in prompts)
         [group] = host.worker.take_finished_groups()
-        return max(map(len, prompts)), group.plan.draft_shortened
+        return max(map(len, prompts)), group.rounds[-1].shortened
 
     whole, shortened = longest(2000)
     assert not shortened
