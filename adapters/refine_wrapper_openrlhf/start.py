@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.planner import Planner, make_mode, make_rules
 from refine_wrapper.errors import BudgetError, ConfigError, PromptError
 from refine_wrapper.hosts.budget import (
     CompletionBudget,
@@ -49,17 +49,18 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
     config.check_pipelined("OpenRLHF")
     check_reward(options)
     plain = options["rollout.n_samples_per_prompt"]
-    if config.match_budget:
-        _match_budget(options, config)
+    num_context = _num_context(options, config)
+    if config.match_budget and num_context:
+        _match_budget(options, num_context)
     check_group(options)
     check_batch(options)
-    _check_lengths(options, config)
+    _check_plan(options, config)
     reward_urls = tuple(options["reward.remote_url"].split(","))
     settings = RunSettings(_portable(config), reward_urls, os.environ.get(LAUNCH_VARIABLE))
     options["refine.settings"] = json.dumps(settings.to_json())  # a mapping would be made a namespace by the host
     options["train.agent_func_path"] = str(Path(__file__).with_name("launched_agent.py"))
     _swap_generator()
-    _announce(options, config, plain)
+    _announce(options, config, plain, num_context)
 
 
 def _take_objective(options: dict[str, Any], config: RefineConfig) -> None:
@@ -107,8 +108,8 @@ def check_group(options: Mapping[str, Any]) -> None:
     estimator, group_size = options["algo.advantage.estimator"], options["rollout.n_samples_per_prompt"]
     if estimator in GROUP_ESTIMATORS and group_size < 2:
         raise BudgetError(
-            f"refine: --algo.advantage.estimator {estimator} compares the refinements of a prompt, and "
-            f"--rollout.n_samples_per_prompt {group_size} leaves nothing to compare (drafts are not trained). Set "
+            f"refine: --algo.advantage.estimator {estimator} compares the samples of a prompt that are trained, and "
+            f"--rollout.n_samples_per_prompt {group_size} leaves nothing to compare. Set "
             "--rollout.n_samples_per_prompt to 2 or more, or use an estimator without groups (reinforce, gae)."
         )
 
@@ -124,7 +125,7 @@ def check_batch(options: Mapping[str, Any]) -> None:
     if batch > rows:
         raise BudgetError(
             f"refine: a rollout has --rollout.batch_size {prompts} x --rollout.n_samples_per_prompt {group_size} = "
-            f"{rows} samples to train on (drafts are not trained), fewer than --train.batch_size {batch}: only every "
+            f"{rows} samples to train on, fewer than --train.batch_size {batch}: only every "
             f"{-(-batch // rows)}th rollout would update the policy. Set --train.batch_size to {rows} or a divisor of "
             "it."
         )
@@ -136,36 +137,68 @@ def check_batch(options: Mapping[str, Any]) -> None:
         )
 
 
-def _match_budget(options: dict[str, Any], config: RefineConfig) -> None:
-    """Take the drafts out of the group, and the same share out of the train batch: as many updates as before."""
+def _num_context(options: Mapping[str, Any], config: RefineConfig) -> int:
+    """Completions of a group beside those that are trained."""
+    plugins = Plugins(config.plugin_modules)
+    return make_mode(config, plugins).num_context(
+        options["rollout.n_samples_per_prompt"], make_rules(config, plugins)
+    )
+
+
+def _match_budget(options: dict[str, Any], num_context: int) -> None:
+    """Take what is not trained out of the group, and the same share out of the train batch: as many updates as before.
+
+    Raises:
+        BudgetError: If the numbers do not come out whole, or leave the policy's processes without a micro-batch each.
+    """
     smallest = 2 if options["algo.advantage.estimator"] in GROUP_ESTIMATORS else 1
     plain = options["rollout.n_samples_per_prompt"]
-    options["train.batch_size"] = matched_batch_size(
-        options["train.batch_size"], plain, config.num_drafts, setting="--train.batch_size", smallest=smallest
+    batch = matched_batch_size(
+        options["train.batch_size"], plain, num_context, setting="--train.batch_size", smallest=smallest
     )
-    options["rollout.n_samples_per_prompt"] = matched_group_size(plain, config.num_drafts, smallest=smallest)
+    ranks = options["actor.num_nodes"] * options["actor.num_gpus_per_node"]
+    ranks //= options["ds.ring_attn_size"] * options["ds.tensor_parallel_size"]
+    micro = options["train.micro_batch_size"]
+    if batch % (micro * max(1, ranks)):
+        raise BudgetError(
+            f"refine: match_budget makes --train.batch_size {options['train.batch_size']} into {batch}, and DeepSpeed "
+            f"needs a multiple of --train.micro_batch_size {micro} x {ranks} processes = {micro * ranks}. Lower "
+            "--train.micro_batch_size, or raise --train.batch_size."
+        )
+    options["train.batch_size"] = batch
+    options["rollout.n_samples_per_prompt"] = matched_group_size(plain, num_context, smallest=smallest)
 
 
-def _check_lengths(options: Mapping[str, Any], config: RefineConfig) -> None:
-    """Refuse lengths that hold no q', and build all that settings name (selector, template, plugins) once."""
-    from openrlhf.utils.utils import get_tokenizer
+def _check_plan(options: Mapping[str, Any], config: RefineConfig) -> None:
+    """Build all that settings name (mode, selector, template, plugins) once, and refuse what cannot be carried out.
 
-    from refine_wrapper_openrlhf.stages import make_room
+    Raises:
+        ConfigError: For a group size that the mode cannot work with, or what OpenRLHF cannot carry.
+        BudgetError: For lengths that hold no q'.
+    """
+    from refine_wrapper_openrlhf.call import make_room
+    from refine_wrapper_openrlhf.engine import check_corrections
 
-    tokenizer = get_tokenizer(
-        options["actor.model_name_or_path"], None, "left", None, use_fast=not options["data.disable_fast_tokenizer"]
-    )
     max_length = options["data.max_len"]
     answer_tokens = options["rollout.max_new_tokens"] or max(1, max_length // 2)
-    room = make_room(tokenizer, max_length, answer_tokens)
-    refiner = Refiner(config.replace(trace_dir=None), room, observe=False)
+    room = make_room(_tokenizer(options), max_length, answer_tokens)
+    planner = Planner(config, room)
+    planner.mode.check(options["rollout.n_samples_per_prompt"], planner.rules)
+    if options["eval.dataset"] and config.evaluation == "refine":
+        _check_refined_evaluation(options, planner)
+    level = "algo.advantage.is_correction_level"  # its name since 0.11.2
+    if level in options:
+        check_corrections(planner, options[level] != "off", f"--{level} off")
+    else:
+        enabled = "algo.advantage.is_correction_enable"
+        check_corrections(planner, bool(options[enabled]), f"no --{enabled}")
     question = "?"
     if options["data.apply_chat_template"]:
         question = room.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
     try:
-        overhead = refiner.prompts.overhead_tokens(question)
+        overhead = planner.prompts.overhead_tokens(question)
     except PromptError:
         return  # such prompts stay plain, and are counted as refine/fallbacks/unsupported_prompt
     check_room(
@@ -176,6 +209,43 @@ def _check_lengths(options: Mapping[str, Any], config: RefineConfig) -> None:
         model_setting="--data.max_len",
         answer_setting="--rollout.max_new_tokens",
     )
+
+
+def _check_refined_evaluation(options: Mapping[str, Any], planner: Planner) -> None:
+    """Evaluation samples groups of a size of its own, and must not choose among its answers.
+
+    Raises:
+        ConfigError: With what to set.
+    """
+    mode, samples = planner.config.mode, options["eval.n_samples_per_prompt"]
+    if planner.mode.may_take(planner.rules):
+        raise ConfigError(
+            f"refine: mode {mode!r} replaces wrong answers by right ones, so evaluation=refine would measure nothing. "
+            "Leave --refine.evaluation out."
+        )
+    try:
+        planner.mode.check(samples, planner.rules)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} This is about --eval.n_samples_per_prompt {samples}, because of --refine.evaluation refine."
+        ) from None
+
+
+def _tokenizer(options: Mapping[str, Any]) -> Any:
+    """The policy's, as the host loads it."""
+    from openrlhf.utils.utils import get_tokenizer
+
+    def load() -> Any:
+        model, fast = options["actor.model_name_or_path"], not options["data.disable_fast_tokenizer"]
+        return get_tokenizer(model, None, "left", None, use_fast=fast)
+
+    if not options["use_ms"]:
+        return load()
+    # The host turns to ModelScope after its flags are parsed, which is now.
+    from modelscope.utils.hf_util.patcher import patch_context
+
+    with patch_context():
+        return load()
 
 
 def _portable(config: RefineConfig) -> dict[str, Any]:
@@ -203,15 +273,30 @@ def _swap_generator() -> None:
         module.SamplesGenerator = RefineSamplesGenerator
 
 
-def _announce(options: Mapping[str, Any], config: RefineConfig, plain: int) -> None:
-    budget = CompletionBudget(config.num_drafts, options["rollout.n_samples_per_prompt"], plain)
+def _announce(options: Mapping[str, Any], config: RefineConfig, plain: int, num_context: int) -> None:
+    group_size = options["rollout.n_samples_per_prompt"]
+    if num_context:
+        budget = CompletionBudget(num_context, group_size, plain)
+        completions, matched = budget.describe(), budget.matched
+    else:
+        completions = f"{group_size} completions per prompt, in batches of the same shape, as the plain run samples"
+        matched = True
     lines = [
-        f"refine-wrapper: on for OpenRLHF. {budget.describe()}.",
-        f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}",
-        f"  --rollout.n_samples_per_prompt {options['rollout.n_samples_per_prompt']} --train.batch_size "
-        f"{options['train.batch_size']}",
+        f"refine-wrapper: on for OpenRLHF. {completions}.",
+        f"  mode={config.mode} selector={config.selector} template={config.template} evaluation={config.evaluation}",
+        f"  --rollout.n_samples_per_prompt {group_size} --train.batch_size {options['train.batch_size']}",
     ]
-    if not budget.matched:
+    if config.match_budget and num_context and config.refine_share < 1:
+        lines.append(
+            f"  refine_share={config.refine_share}: a group that is not refined has {group_size} completions, fewer than "
+            f"the plain run's {plain}."
+        )
+    if config.match_budget and num_context:
+        lines.append(
+            f"  The group size changed from {plain} to {group_size}: a reward that knows the group size must read "
+            "--rollout.n_samples_per_prompt."
+        )
+    if not matched:
         lines.append(
             f"  To match the plain run's {plain} completions: --refine.match_budget, which shrinks "
             "--rollout.n_samples_per_prompt and --train.batch_size."

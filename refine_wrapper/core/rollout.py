@@ -195,7 +195,11 @@ class Rollout:
                     samples = await self._fill(running, planned, len(group.slots))
                 else:
                     samples = await self._context(planned, sample_context)
-                group = running.so_far = self.planner.add(group, samples, seconds=time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                # Where there is a thread, the planner's tokenizer is used in it alone.
+                group = running.so_far = await self._off_loop(
+                    partial(self.planner.add, samples=samples, seconds=seconds), group
+                )
         except Exception as error:
             running.error = error
             waiting = [running.turn(number) for number in range(running.num_slots)]
