@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 from weakref import WeakValueDictionary
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
+from refine_wrapper.core.failures import describe
 from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.rollout import Rollout
 from refine_wrapper.core.types import (
@@ -22,10 +22,10 @@ from refine_wrapper.core.types import (
     Question,
     Sample,
     Slot,
-    TrainUnder,
     Use,
 )
-from refine_wrapper.errors import ConfigError, NoRewardError
+from refine_wrapper.errors import NoRewardError
+from refine_wrapper.hosts.start import HostFacts, check_start
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_openrlhf.call import Call, Response, make_room
 from refine_wrapper_openrlhf.priorities import at_priority, take_priorities
@@ -78,9 +78,7 @@ class EngineRollout:
         """One answer to q, as the plain host gives it."""
         return await call.run(self._scoring, call.prompt, unmarked(call.params))
 
-    async def member(
-        self, call: Call, key: Hashable, group: GroupId, num_slots: int, progress: Progress
-    ) -> Response:
+    async def member(self, call: Call, key: Hashable, group: GroupId, num_slots: int, progress: Progress) -> Response:
         """The response in one slot of a group: upstream's, for the original prompt, with the tokens it is trained on.
 
         Args:
@@ -97,8 +95,7 @@ class EngineRollout:
         planner = rollout.planner
         rows = self._rows.get(key)
         if rows is None:
-            planner.mode.check(num_slots, planner.rules)
-            check_corrections(planner, call.params.logprobs is not None, "--algo.advantage.is_correction_level off")
+            self._check(planner, call, num_slots)
             take_priorities(call.engine)
             rows = _Rows(Question(group, call.prompt, {"label": call.label}, call.image_tokens()))
             self._rows[key] = rows
@@ -150,8 +147,7 @@ class EngineRollout:
         try:
             answers = await fetch([query], [call.prompt], [call.label])
         except Exception as error:
-            detail = f"{type(error).__name__}: {error}"
-            return self._sample(call, response, outcome=Outcome.REWARD_EXCEPTION, detail=detail)
+            return self._sample(call, response, outcome=Outcome.REWARD_EXCEPTION, detail=describe(error))
         rewards = answers[0] if answers else None
         if not isinstance(rewards, Mapping):
             detail = f"the reward returned {type(rewards).__name__}, not a dict with 'rewards'"
@@ -189,38 +185,21 @@ class EngineRollout:
             self._rollouts[limits] = Rollout(planner, partial(self._finish, planner), thread=True)
         return self._rollouts[limits]
 
+    def _check(self, planner: Planner, call: Call, num_slots: int) -> None:
+        """What the launcher checks at start; an agent file learns it from its calls."""
+        corrected = "OpenRLHF's importance-sampling correction"
+        corrections = (
+            {corrected: "--algo.advantage.is_correction_level off"} if call.params.logprobs is not None else {}
+        )
+        setting = "--rollout.n_samples_per_prompt"
+        facts = HostFacts("openrlhf", "OpenRLHF", num_slots, num_slots, setting, corrections=corrections)
+        check_start(facts, planner.config, planner.plugins)
+
     def _finish(self, planner: Planner, key: Hashable, group: Group) -> None:
         rows = self._rows[key]
         planner.note([group])
         if len(group.slots_S) == group.num_slots:  # or else a member failed, and the host ends the request
             self._on_finished(group, [rows.in_slot(number, slot) for number, slot in enumerate(group.slots_S)])
-
-
-def check_corrections(planner: Planner, corrected: bool, setting: str) -> None:
-    """Refuse to train refinements under q where the host weighs rows by the log-probabilities of the sampler.
-
-    Those are under q', the policy's are under q: their ratio says nothing about how the two engines differ.
-
-    Args:
-        planner: Of the run.
-        corrected: Whether the host does that.
-        setting: The flag that switches it off.
-
-    Raises:
-        ConfigError: With the settings to change.
-    """
-    if corrected and trains_on_question(planner):
-        raise ConfigError(
-            f"refine: mode {planner.config.mode!r} trains refinements as answers to the question, and OpenRLHF's "
-            "importance-sampling correction would weigh them by what the engine gave them under another prompt. Set "
-            f"{setting}, or --refine.train_under sampled."
-        )
-
-
-def trains_on_question(planner: Planner) -> bool:
-    """Whether rows that were sampled on q' may be trained under q."""
-    under = TrainUnder(planner.config.train_under or planner.mode.trains_under(planner.rules))
-    return under is not TrainUnder.SAMPLED
 
 
 def no_reward_error(groups: Sequence[Group]) -> NoRewardError:

@@ -10,15 +10,11 @@ from typing import Any
 
 import click
 
-from refine_wrapper.core.planner import Planner, make_mode, make_rules
+from refine_wrapper.core.planner import Planner
 from refine_wrapper.errors import BudgetError, ConfigError, PromptError
-from refine_wrapper.hosts.budget import (
-    CompletionBudget,
-    check_room,
-    matched_batch_size,
-    matched_group_size,
-)
+from refine_wrapper.hosts.budget import check_room, matched_batch_size, matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import HostFacts, announce, check_start, num_context, with_absolute_paths
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import LAUNCH_VARIABLE, resolve
@@ -39,34 +35,72 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
     Raises:
         ConfigError, BudgetError: With what to write instead, before a cluster or a model is started.
     """
-    config = resolve(flags=flags)
+    config = with_absolute_paths(resolve(flags=flags))
     options = vars(parsed)
     config.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
+    if config.objective is None and not config.active:
+        return
+    plugins = Plugins(config.plugin_modules)
     if config.objective is not None:
-        _take_objective(options, config)
+        _take_objective(options, config, plugins)
     if not config.active:
         return
     config.check_pipelined("OpenRLHF")
     check_reward(options)
     plain = options["rollout.n_samples_per_prompt"]
-    num_context = _num_context(options, config)
-    if config.match_budget and num_context:
-        _match_budget(options, num_context)
+    context = num_context(config, plain, plugins)
+    if config.match_budget and context:
+        _match_budget(options, context)
+    facts = _facts(options, plain)
     check_group(options)
     check_batch(options)
-    _check_plan(options, config)
+    check_start(facts, config, plugins)
+    _check_lengths(options, config, plugins)
     reward_urls = tuple(options["reward.remote_url"].split(","))
-    settings = RunSettings(_portable(config), reward_urls, os.environ.get(LAUNCH_VARIABLE))
+    settings = RunSettings(config.model_dump(mode="json"), reward_urls, os.environ.get(LAUNCH_VARIABLE))
     options["refine.settings"] = json.dumps(settings.to_json())  # a mapping would be made a namespace by the host
     options["train.agent_func_path"] = str(Path(__file__).with_name("launched_agent.py"))
     _swap_generator()
-    _announce(options, config, plain, num_context)
+    announce(facts, config, plugins, *_notes(options))
 
 
-def _take_objective(options: dict[str, Any], config: RefineConfig) -> None:
+def _facts(options: Mapping[str, Any], plain: int) -> HostFacts:
+    """What the start-up of all hosts must know of this run."""
+    level, enabled = "algo.advantage.is_correction_level", "algo.advantage.is_correction_enable"
+    corrections: dict[str, str] = {}
+    if options.get(level, "off") != "off":
+        corrections[f"--{level} {options[level]}"] = f"--{level} off"
+    if options.get(enabled):  # before 0.11.2
+        corrections[f"--{enabled}"] = f"no --{enabled}"
+    return HostFacts(
+        host="openrlhf",
+        title="OpenRLHF",
+        group_size=options["rollout.n_samples_per_prompt"],
+        plain_group_size=plain,
+        group_size_setting="--rollout.n_samples_per_prompt",
+        match_budget="--refine.match_budget, which shrinks --rollout.n_samples_per_prompt and --train.batch_size",
+        evaluation_size=options["eval.n_samples_per_prompt"] if options["eval.dataset"] else None,
+        evaluation_setting="--eval.n_samples_per_prompt",
+        corrections=corrections,
+    )
+
+
+def _notes(options: Mapping[str, Any]) -> list[str]:
+    """What else is said on the screen."""
+    group_size, batch = options["rollout.n_samples_per_prompt"], options["train.batch_size"]
+    notes = [f"--rollout.n_samples_per_prompt {group_size} --train.batch_size {batch}"]
+    if not options["rollout.max_new_tokens"]:
+        notes.append(
+            f"--rollout.max_new_tokens is not set: drafts and the room for answers are half of --data.max_len "
+            f"{options['data.max_len']}."
+        )
+    return notes
+
+
+def _take_objective(options: dict[str, Any], config: RefineConfig, plugins: Plugins) -> None:
     """Have the host train the named objective, whether it is refined or not, and say so."""
     name = str(config.objective)
-    objective = settings_on("openrlhf", name, Plugins(config.plugin_modules))
+    objective = settings_on("openrlhf", name, plugins)
     apply_objective(options, name, objective)
     missing = f"; not set: {objective.missing}" if objective.missing else ""
     click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
@@ -137,14 +171,6 @@ def check_batch(options: Mapping[str, Any]) -> None:
         )
 
 
-def _num_context(options: Mapping[str, Any], config: RefineConfig) -> int:
-    """Completions of a group beside those that are trained."""
-    plugins = Plugins(config.plugin_modules)
-    return make_mode(config, plugins).num_context(
-        options["rollout.n_samples_per_prompt"], make_rules(config, plugins)
-    )
-
-
 def _match_budget(options: dict[str, Any], num_context: int) -> None:
     """Take what is not trained out of the group, and the same share out of the train batch: as many updates as before.
 
@@ -169,29 +195,14 @@ def _match_budget(options: dict[str, Any], num_context: int) -> None:
     options["rollout.n_samples_per_prompt"] = matched_group_size(plain, num_context, smallest=smallest)
 
 
-def _check_plan(options: Mapping[str, Any], config: RefineConfig) -> None:
-    """Build all that settings name (mode, selector, template, plugins) once, and refuse what cannot be carried out.
-
-    Raises:
-        ConfigError: For a group size that the mode cannot work with, or what OpenRLHF cannot carry.
-        BudgetError: For lengths that hold no q'.
-    """
+def _check_lengths(options: Mapping[str, Any], config: RefineConfig, plugins: Plugins) -> None:
+    """Refuse lengths that hold no q', and build all that settings name (mode, selector, template, plugins) once."""
     from refine_wrapper_openrlhf.call import make_room
-    from refine_wrapper_openrlhf.engine import check_corrections
 
     max_length = options["data.max_len"]
     answer_tokens = options["rollout.max_new_tokens"] or max(1, max_length // 2)
     room = make_room(_tokenizer(options), max_length, answer_tokens)
-    planner = Planner(config, room)
-    planner.mode.check(options["rollout.n_samples_per_prompt"], planner.rules)
-    if options["eval.dataset"] and config.evaluation == "refine":
-        _check_refined_evaluation(options, planner)
-    level = "algo.advantage.is_correction_level"  # its name since 0.11.2
-    if level in options:
-        check_corrections(planner, options[level] != "off", f"--{level} off")
-    else:
-        enabled = "algo.advantage.is_correction_enable"
-        check_corrections(planner, bool(options[enabled]), f"no --{enabled}")
+    planner = Planner(config, room, plugins)
     question = "?"
     if options["data.apply_chat_template"]:
         question = room.tokenizer.apply_chat_template(
@@ -211,26 +222,6 @@ def _check_plan(options: Mapping[str, Any], config: RefineConfig) -> None:
     )
 
 
-def _check_refined_evaluation(options: Mapping[str, Any], planner: Planner) -> None:
-    """Evaluation samples groups of a size of its own, and must not choose among its answers.
-
-    Raises:
-        ConfigError: With what to set.
-    """
-    mode, samples = planner.config.mode, options["eval.n_samples_per_prompt"]
-    if planner.mode.may_take(planner.rules):
-        raise ConfigError(
-            f"refine: mode {mode!r} replaces wrong answers by right ones, so evaluation=refine would measure nothing. "
-            "Leave --refine.evaluation out."
-        )
-    try:
-        planner.mode.check(samples, planner.rules)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error} This is about --eval.n_samples_per_prompt {samples}, because of --refine.evaluation refine."
-        ) from None
-
-
 def _tokenizer(options: Mapping[str, Any]) -> Any:
     """The policy's, as the host loads it."""
     from openrlhf.utils.utils import get_tokenizer
@@ -248,17 +239,6 @@ def _tokenizer(options: Mapping[str, Any]) -> Any:
         return load()
 
 
-def _portable(config: RefineConfig) -> dict[str, Any]:
-    """The settings for processes that run in other folders."""
-    values = config.model_dump(mode="json")
-    if config.trace_dir is not None:
-        values["trace_dir"] = str(config.trace_dir.absolute())
-    template = Path(config.template).expanduser()
-    if template.is_file():
-        values["template"] = str(template.absolute())
-    return values
-
-
 def _swap_generator() -> None:
     """Upstream's trainers find the class of their samples generator among the names of their own modules.
 
@@ -271,39 +251,3 @@ def _swap_generator() -> None:
 
     for module in (ppo_trainer, ppo_trainer_async):
         module.SamplesGenerator = RefineSamplesGenerator
-
-
-def _announce(options: Mapping[str, Any], config: RefineConfig, plain: int, num_context: int) -> None:
-    group_size = options["rollout.n_samples_per_prompt"]
-    if num_context:
-        budget = CompletionBudget(num_context, group_size, plain)
-        completions, matched = budget.describe(), budget.matched
-    else:
-        completions = f"{group_size} completions per prompt, in batches of the same shape, as the plain run samples"
-        matched = True
-    lines = [
-        f"refine-wrapper: on for OpenRLHF. {completions}.",
-        f"  mode={config.mode} selector={config.selector} template={config.template} evaluation={config.evaluation}",
-        f"  --rollout.n_samples_per_prompt {group_size} --train.batch_size {options['train.batch_size']}",
-    ]
-    if config.match_budget and num_context and config.refine_share < 1:
-        lines.append(
-            f"  refine_share={config.refine_share}: a group that is not refined has {group_size} completions, fewer than "
-            f"the plain run's {plain}."
-        )
-    if config.match_budget and num_context:
-        lines.append(
-            f"  The group size changed from {plain} to {group_size}: a reward that knows the group size must read "
-            "--rollout.n_samples_per_prompt."
-        )
-    if not matched:
-        lines.append(
-            f"  To match the plain run's {plain} completions: --refine.match_budget, which shrinks "
-            "--rollout.n_samples_per_prompt and --train.batch_size."
-        )
-    if not options["rollout.max_new_tokens"]:
-        lines.append(
-            f"  --rollout.max_new_tokens is not set: drafts and the room for answers are half of --data.max_len "
-            f"{options['data.max_len']}."
-        )
-    click.echo("\n".join(lines), err=True)

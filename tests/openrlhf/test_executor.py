@@ -13,7 +13,7 @@ import pytest
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 from refine_testing.openrlhf_engine import NOTE, TOKENIZER, Engine, Params, chat, marked, sample_group
 
-from refine_wrapper.core.types import Cause, GroupId
+from refine_wrapper.core.types import Cause
 from refine_wrapper.errors import SeamError
 from refine_wrapper_openrlhf.launched_agent import GROUP, AgentExecutor
 
@@ -93,9 +93,7 @@ def test_same_prompts_in_flight_are_groups_of_their_own(reward: str) -> None:
     executor = AgentExecutor()
 
     async def both() -> list[Any]:
-        return await asyncio.gather(
-            *(sample_group(executor, engine, Q, "", marked(reward, group=GroupId("train", 4, n))) for n in range(2))
-        )
+        return await asyncio.gather(*(sample_group(executor, engine, Q, "", marked(reward, place=n)) for n in range(2)))
 
     groups = asyncio.run(both())
     assert len(engine.drafted) == 6

@@ -81,14 +81,14 @@ def marked(
     reward: str,
     *,
     refine: bool = True,
-    group: GroupId = GroupId("train", 0, 0),
+    place: int = 0,
     size: int = 2,
     params: Params | None = None,
     **settings: Any,
 ) -> Any:
     """Sampling parameters as our samples generator sends them."""
     config = RefineConfig(**{"num_drafts": 3, **settings}).model_dump(mode="json")
-    return Request(RunSettings(config, (reward,)), refine, group, size).mark(params or Params())
+    return Request(RunSettings(config, (reward,)), refine, GroupId("train", 4, place), size).mark(params or Params())
 
 
 async def sample_group(

@@ -128,10 +128,6 @@ def _import_everything() -> None:
     """What takes long. Before it Ray is replaced, for some take its functions by name."""
     _replace_ray()
     import deepspeed  # noqa: F401
-    import openrlhf.trainer.ppo_trainer
-    import openrlhf.trainer.ppo_trainer_async
-    import openrlhf.trainer.ray.ppo_actor
-    import openrlhf.trainer.ray.ppo_critic
     import vllm.utils.system_utils
     import vllm.v1.engine.core_client
     import vllm.v1.engine.utils  # noqa: F401
@@ -144,7 +140,6 @@ def _run(job: dict[str, Any]) -> int:
     import multiprocessing
 
     import torch
-    import vllm.utils.system_utils
     from torch.multiprocessing import set_sharing_strategy
 
     os.setsid()
