@@ -140,7 +140,6 @@ def _run(job: dict[str, Any]) -> int:
     import multiprocessing
 
     import torch
-    from torch.multiprocessing import set_sharing_strategy
 
     os.setsid()
     os.chdir(job["folder"])
@@ -149,10 +148,6 @@ def _run(job: dict[str, Any]) -> int:
     for module in list(sys.modules.values()):
         if getattr(module, "get_mp_context", None) is not None and module.__name__.startswith("vllm."):
             module.get_mp_context = lambda: multiprocessing.get_context("fork")
-    set_sharing_strategy("file_system")
-    screen = os.open(job["screen"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(screen, 1)
-    os.dup2(screen, 2)
     torch.manual_seed(0)
     module, *arguments = job["command"]
     sys.argv = [module, *arguments]
@@ -182,6 +177,8 @@ def main() -> None:
             code = 1
             try:
                 code = _run(job)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
