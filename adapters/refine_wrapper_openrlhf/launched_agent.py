@@ -7,14 +7,14 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from refine_wrapper.core.refiner import Refiner
-from refine_wrapper.core.types import GroupOutcome
+from refine_wrapper.core.types import Group, Progress
+from refine_wrapper_openrlhf.call import Call, Response
+from refine_wrapper_openrlhf.engine import EngineRollout
 from refine_wrapper_openrlhf.priorities import schedule_by_priority
 from refine_wrapper_openrlhf.request import Request
-from refine_wrapper_openrlhf.stages import Call, Response, Row, TwoStages
 
-OUTCOME = "refine_outcome"
-"""Key of a response under which its group's outcome travels to the trainer."""
+GROUP = "refine_group"
+"""Key of a response under which its finished group travels to the trainer, which has all groups and records them."""
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
@@ -23,7 +23,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
     def __init__(self) -> None:
         super().__init__()
         schedule_by_priority()
-        self._stages: TwoStages | None = None
+        self._rollout: EngineRollout | None = None
 
     async def execute(
         self,
@@ -36,19 +36,17 @@ class AgentExecutor(SingleTurnAgentExecutor):
         **host: Any,
     ) -> Response:
         request = Request.of(sampling_params)
-        if self._stages is None:
+        if self._rollout is None:
             settings = request.settings
-            # The trainer has all groups, and so it is the one that observes them.
-            self._stages = TwoStages(settings.refine_config(), settings.reward_urls, _attach, observe=False)
+            self._rollout = EngineRollout(settings.refine_config(), settings.reward_urls, _attach)
         call = Call(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, host)
         if not request.refine:
-            return await self._stages.single_shot(call)
-        return await self._stages.refined(call, request.group_id, request.step)
+            return await self._rollout.single_shot(call)
+        progress = Progress(request.group.step, request.num_steps)
+        return await self._rollout.member(call, request.group, request.group, request.num_slots, progress)
 
 
-def _attach(refiner: Refiner, outcome: GroupOutcome, rows: Sequence[Row]) -> None:
-    for response, refinement in rows:
-        response[OUTCOME] = outcome
-        if refinement.failure:
-            # The trainer leaves the group out; until then nothing in it may have a shape that tensors do not take.
-            response.update(reward=None, scores=None, extra_logs={})
+def _attach(group: Group, responses_S: Sequence[Response]) -> None:
+    slim = group.slim()
+    for response in responses_S:
+        response[GROUP] = slim

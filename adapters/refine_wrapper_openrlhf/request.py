@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
+from refine_wrapper.core.types import GroupId
 from refine_wrapper.errors import SeamError
 from refine_wrapper.settings.config import RefineConfig
 
@@ -49,26 +50,29 @@ class Request:
 
     Attributes:
         settings: Of the run.
-        refine: Whether both stages run; False in single-shot evaluation.
-        group_id: Identity of the group, the same on its G members.
-        step: Rollout batches handed to the trainer so far, which is OpenRLHF's global step when nothing was resumed.
+        refine: Whether the group is refined; False in single-shot evaluation.
+        group: Identity of the group, the same on all its members.
+        num_slots: S, how many members the host asks for.
+        num_steps: How many steps the run will have, where that is known.
     """
 
     settings: RunSettings
     refine: bool
-    group_id: str
-    step: int | None = None
+    group: GroupId
+    num_slots: int
+    num_steps: int | None = None
 
     def mark(self, sampling_params: Any) -> Any:
-        """A copy of the host's sampling parameters that carries this request."""
+        """A copy of the host's sampling parameters that carries this request, as plain values."""
         marked = copy(sampling_params)
         marked.extra_args = {
             **(sampling_params.extra_args or {}),
             _KEY: {
                 "settings": self.settings.to_json(),
                 "refine": self.refine,
-                "group_id": self.group_id,
-                "step": self.step,
+                "group": list(astuple(self.group)),
+                "num_slots": self.num_slots,
+                "num_steps": self.num_steps,
             },
         }
         return marked
@@ -87,7 +91,13 @@ class Request:
                 "generator than refine_wrapper_openrlhf's. Start training with `python -m "
                 "refine_wrapper_openrlhf.train_ppo_ray`, or use an agent file of your own (make_agent_executor)."
             )
-        return cls(RunSettings.of(values["settings"]), values["refine"], values["group_id"], values["step"])
+        return cls(
+            RunSettings.of(values["settings"]),
+            values["refine"],
+            GroupId(*values["group"]),
+            values["num_slots"],
+            values["num_steps"],
+        )
 
 
 def unmarked(sampling_params: Any) -> Any:

@@ -10,15 +10,11 @@ from typing import Any
 
 import click
 
-from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.planner import Planner
 from refine_wrapper.errors import BudgetError, ConfigError, PromptError
-from refine_wrapper.hosts.budget import (
-    CompletionBudget,
-    check_room,
-    matched_batch_size,
-    matched_group_size,
-)
+from refine_wrapper.hosts.budget import check_room, matched_batch_size, matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import HostFacts, announce, check_start, num_context, with_absolute_paths
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import LAUNCH_VARIABLE, resolve
@@ -39,33 +35,72 @@ def prepare(parsed: Any, flags: Mapping[str, Any]) -> None:
     Raises:
         ConfigError, BudgetError: With what to write instead, before a cluster or a model is started.
     """
-    config = resolve(flags=flags)
+    config = with_absolute_paths(resolve(flags=flags))
     options = vars(parsed)
     config.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
+    if config.objective is None and not config.active:
+        return
+    plugins = Plugins(config.plugin_modules)
     if config.objective is not None:
-        _take_objective(options, config)
+        _take_objective(options, config, plugins)
     if not config.active:
         return
     config.check_pipelined("OpenRLHF")
     check_reward(options)
     plain = options["rollout.n_samples_per_prompt"]
-    if config.match_budget:
-        _match_budget(options, config)
+    context = num_context(config, plain, plugins)
+    if config.match_budget and context:
+        _match_budget(options, context)
+    facts = _facts(options, plain)
     check_group(options)
     check_batch(options)
-    _check_lengths(options, config)
+    check_start(facts, config, plugins)
+    _check_lengths(options, config, plugins)
     reward_urls = tuple(options["reward.remote_url"].split(","))
-    settings = RunSettings(_portable(config), reward_urls, os.environ.get(LAUNCH_VARIABLE))
+    settings = RunSettings(config.model_dump(mode="json"), reward_urls, os.environ.get(LAUNCH_VARIABLE))
     options["refine.settings"] = json.dumps(settings.to_json())  # a mapping would be made a namespace by the host
     options["train.agent_func_path"] = str(Path(__file__).with_name("launched_agent.py"))
     _swap_generator()
-    _announce(options, config, plain)
+    announce(facts, config, plugins, *_notes(options))
 
 
-def _take_objective(options: dict[str, Any], config: RefineConfig) -> None:
+def _facts(options: Mapping[str, Any], plain: int) -> HostFacts:
+    """What the start-up of all hosts must know of this run."""
+    level, enabled = "algo.advantage.is_correction_level", "algo.advantage.is_correction_enable"
+    corrections: dict[str, str] = {}
+    if options.get(level, "off") != "off":
+        corrections[f"--{level} {options[level]}"] = f"--{level} off"
+    if options.get(enabled):  # before 0.11.2
+        corrections[f"--{enabled}"] = f"no --{enabled}"
+    return HostFacts(
+        host="openrlhf",
+        title="OpenRLHF",
+        group_size=options["rollout.n_samples_per_prompt"],
+        plain_group_size=plain,
+        group_size_setting="--rollout.n_samples_per_prompt",
+        match_budget="--refine.match_budget, which shrinks --rollout.n_samples_per_prompt and --train.batch_size",
+        evaluation_size=options["eval.n_samples_per_prompt"] if options["eval.dataset"] else None,
+        evaluation_setting="--eval.n_samples_per_prompt",
+        corrections=corrections,
+    )
+
+
+def _notes(options: Mapping[str, Any]) -> list[str]:
+    """What else is said on the screen."""
+    group_size, batch = options["rollout.n_samples_per_prompt"], options["train.batch_size"]
+    notes = [f"--rollout.n_samples_per_prompt {group_size} --train.batch_size {batch}"]
+    if not options["rollout.max_new_tokens"]:
+        notes.append(
+            f"--rollout.max_new_tokens is not set: drafts and the room for answers are half of --data.max_len "
+            f"{options['data.max_len']}."
+        )
+    return notes
+
+
+def _take_objective(options: dict[str, Any], config: RefineConfig, plugins: Plugins) -> None:
     """Have the host train the named objective, whether it is refined or not, and say so."""
     name = str(config.objective)
-    objective = settings_on("openrlhf", name, Plugins(config.plugin_modules))
+    objective = settings_on("openrlhf", name, plugins)
     apply_objective(options, name, objective)
     missing = f"; not set: {objective.missing}" if objective.missing else ""
     click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
@@ -107,8 +142,8 @@ def check_group(options: Mapping[str, Any]) -> None:
     estimator, group_size = options["algo.advantage.estimator"], options["rollout.n_samples_per_prompt"]
     if estimator in GROUP_ESTIMATORS and group_size < 2:
         raise BudgetError(
-            f"refine: --algo.advantage.estimator {estimator} compares the refinements of a prompt, and "
-            f"--rollout.n_samples_per_prompt {group_size} leaves nothing to compare (drafts are not trained). Set "
+            f"refine: --algo.advantage.estimator {estimator} compares the samples of a prompt that are trained, and "
+            f"--rollout.n_samples_per_prompt {group_size} leaves nothing to compare. Set "
             "--rollout.n_samples_per_prompt to 2 or more, or use an estimator without groups (reinforce, gae)."
         )
 
@@ -124,7 +159,7 @@ def check_batch(options: Mapping[str, Any]) -> None:
     if batch > rows:
         raise BudgetError(
             f"refine: a rollout has --rollout.batch_size {prompts} x --rollout.n_samples_per_prompt {group_size} = "
-            f"{rows} samples to train on (drafts are not trained), fewer than --train.batch_size {batch}: only every "
+            f"{rows} samples to train on, fewer than --train.batch_size {batch}: only every "
             f"{-(-batch // rows)}th rollout would update the policy. Set --train.batch_size to {rows} or a divisor of "
             "it."
         )
@@ -136,36 +171,45 @@ def check_batch(options: Mapping[str, Any]) -> None:
         )
 
 
-def _match_budget(options: dict[str, Any], config: RefineConfig) -> None:
-    """Take the drafts out of the group, and the same share out of the train batch: as many updates as before."""
+def _match_budget(options: dict[str, Any], num_context: int) -> None:
+    """Take what is not trained out of the group, and the same share out of the train batch: as many updates as before.
+
+    Raises:
+        BudgetError: If the numbers do not come out whole, or leave the policy's processes without a micro-batch each.
+    """
     smallest = 2 if options["algo.advantage.estimator"] in GROUP_ESTIMATORS else 1
     plain = options["rollout.n_samples_per_prompt"]
-    options["train.batch_size"] = matched_batch_size(
-        options["train.batch_size"], plain, config.num_drafts, setting="--train.batch_size", smallest=smallest
+    batch = matched_batch_size(
+        options["train.batch_size"], plain, num_context, setting="--train.batch_size", smallest=smallest
     )
-    options["rollout.n_samples_per_prompt"] = matched_group_size(plain, config.num_drafts, smallest=smallest)
+    ranks = options["actor.num_nodes"] * options["actor.num_gpus_per_node"]
+    ranks //= options["ds.ring_attn_size"] * options["ds.tensor_parallel_size"]
+    micro = options["train.micro_batch_size"]
+    if batch % (micro * max(1, ranks)):
+        raise BudgetError(
+            f"refine: match_budget makes --train.batch_size {options['train.batch_size']} into {batch}, and DeepSpeed "
+            f"needs a multiple of --train.micro_batch_size {micro} x {ranks} processes = {micro * ranks}. Lower "
+            "--train.micro_batch_size, or raise --train.batch_size."
+        )
+    options["train.batch_size"] = batch
+    options["rollout.n_samples_per_prompt"] = matched_group_size(plain, num_context, smallest=smallest)
 
 
-def _check_lengths(options: Mapping[str, Any], config: RefineConfig) -> None:
-    """Refuse lengths that hold no q', and build all that settings name (selector, template, plugins) once."""
-    from openrlhf.utils.utils import get_tokenizer
+def _check_lengths(options: Mapping[str, Any], config: RefineConfig, plugins: Plugins) -> None:
+    """Refuse lengths that hold no q', and build all that settings name (mode, selector, template, plugins) once."""
+    from refine_wrapper_openrlhf.call import make_room
 
-    from refine_wrapper_openrlhf.stages import make_room
-
-    tokenizer = get_tokenizer(
-        options["actor.model_name_or_path"], None, "left", None, use_fast=not options["data.disable_fast_tokenizer"]
-    )
     max_length = options["data.max_len"]
     answer_tokens = options["rollout.max_new_tokens"] or max(1, max_length // 2)
-    room = make_room(tokenizer, max_length, answer_tokens)
-    refiner = Refiner(config.replace(trace_dir=None), room, observe=False)
+    room = make_room(_tokenizer(options), max_length, answer_tokens)
+    planner = Planner(config, room, plugins)
     question = "?"
     if options["data.apply_chat_template"]:
         question = room.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
     try:
-        overhead = refiner.prompts.overhead_tokens(question)
+        overhead = planner.prompts.overhead_tokens(question)
     except PromptError:
         return  # such prompts stay plain, and are counted as refine/fallbacks/unsupported_prompt
     check_room(
@@ -178,15 +222,21 @@ def _check_lengths(options: Mapping[str, Any], config: RefineConfig) -> None:
     )
 
 
-def _portable(config: RefineConfig) -> dict[str, Any]:
-    """The settings for processes that run in other folders."""
-    values = config.model_dump(mode="json")
-    if config.trace_dir is not None:
-        values["trace_dir"] = str(config.trace_dir.absolute())
-    template = Path(config.template).expanduser()
-    if template.is_file():
-        values["template"] = str(template.absolute())
-    return values
+def _tokenizer(options: Mapping[str, Any]) -> Any:
+    """The policy's, as the host loads it."""
+    from openrlhf.utils.utils import get_tokenizer
+
+    def load() -> Any:
+        model, fast = options["actor.model_name_or_path"], not options["data.disable_fast_tokenizer"]
+        return get_tokenizer(model, None, "left", None, use_fast=fast)
+
+    if not options["use_ms"]:
+        return load()
+    # The host turns to ModelScope after its flags are parsed, which is now.
+    from modelscope.utils.hf_util.patcher import patch_context
+
+    with patch_context():
+        return load()
 
 
 def _swap_generator() -> None:
@@ -201,24 +251,3 @@ def _swap_generator() -> None:
 
     for module in (ppo_trainer, ppo_trainer_async):
         module.SamplesGenerator = RefineSamplesGenerator
-
-
-def _announce(options: Mapping[str, Any], config: RefineConfig, plain: int) -> None:
-    budget = CompletionBudget(config.num_drafts, options["rollout.n_samples_per_prompt"], plain)
-    lines = [
-        f"refine-wrapper: on for OpenRLHF. {budget.describe()}.",
-        f"  selector={config.selector} template={config.template} evaluation={config.evaluation} plan={config.plan}",
-        f"  --rollout.n_samples_per_prompt {options['rollout.n_samples_per_prompt']} --train.batch_size "
-        f"{options['train.batch_size']}",
-    ]
-    if not budget.matched:
-        lines.append(
-            f"  To match the plain run's {plain} completions: --refine.match_budget, which shrinks "
-            "--rollout.n_samples_per_prompt and --train.batch_size."
-        )
-    if not options["rollout.max_new_tokens"]:
-        lines.append(
-            f"  --rollout.max_new_tokens is not set: drafts and the room for answers are half of --data.max_len "
-            f"{options['data.max_len']}."
-        )
-    click.echo("\n".join(lines), err=True)

@@ -195,6 +195,7 @@ class Rollout:
                     samples = await self._fill(running, planned, len(group.slots))
                 else:
                     samples = await self._context(planned, sample_context)
+                # Where there is a thread, the planner's tokenizer is used in it alone.
                 add = partial(self.planner.add, samples=samples, seconds=time.perf_counter() - started)
                 group = running.so_far = await self._off_loop(add, group)
         except Exception as error:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from refine_testing.openrlhf_runs import CPU_HOST, Workshop
+from refine_testing.openrlhf_runs import CPU_HOST, Workshop, drafts_of, refinements_of
 
 from refine_wrapper.core.trace import read_trace
 from refine_wrapper_openrlhf import make_reward_func
@@ -32,7 +32,7 @@ def test_the_small_run(workshop: Workshop) -> None:
     assert "N=4 drafts + G=4 refinements = 8 completions per prompt, as many as the plain run samples" in run.screen
     groups = read_trace(folder / "outputs" / "trace")
     assert len(groups) == 4
-    assert all(len(group["drafts"]) == len(group["refinements"]) == 4 for group in groups)
+    assert all(len(drafts_of(group)) == len(refinements_of(group)) == 4 for group in groups)
     assert len(run.steps) == 2
     assert (folder / "outputs" / "model" / "model.safetensors").exists()
 

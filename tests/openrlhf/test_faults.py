@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from refine_testing.openrlhf_engine import NOTE, Engine, Params, chat, marked, sample_group
 
-from refine_wrapper.core.types import Action, DraftOutcome, FallbackCause, GroupOutcome
+from refine_wrapper.core.types import Cause, Group, Outcome
 from refine_wrapper.errors import NoDraftError, NoRewardError
 from refine_wrapper_openrlhf.agent import LOGGED, make_agent_executor
-from refine_wrapper_openrlhf.launched_agent import OUTCOME, AgentExecutor
+from refine_wrapper_openrlhf.launched_agent import GROUP, AgentExecutor
 
 pytestmark = pytest.mark.oldest
 
@@ -31,16 +31,16 @@ def reward_func(queries, prompts, labels):
         {fault}
     return {{"rewards": torch.tensor([value]), "extra_logs": {{"seen": value}}}}
 """
-RAISING = ("raise RuntimeError('broken')", DraftOutcome.REWARD_EXCEPTION)
-HANGING = ("time.sleep(2)", DraftOutcome.TIMEOUT)
+RAISING = ("raise RuntimeError('broken')", Outcome.REWARD_EXCEPTION)
+HANGING = ("time.sleep(2)", Outcome.TIMEOUT)
 FAULTS = {
     "raises": RAISING,
     "hangs": HANGING,
-    "none": ("return None", DraftOutcome.NO_REWARD),
-    "none_value": ("return {'rewards': None}", DraftOutcome.NO_REWARD),
-    "not_a_dict": ("return [1.0]", DraftOutcome.NO_REWARD),
-    "nan": ("value = float('nan')", DraftOutcome.NON_FINITE),
-    "wrong_shape": ("return {'rewards': torch.tensor([0.1, 0.2])}", DraftOutcome.WRONG_LENGTH),
+    "none": ("return None", Outcome.NO_REWARD),
+    "none_value": ("return {'rewards': None}", Outcome.NO_REWARD),
+    "not_a_dict": ("return [1.0]", Outcome.NO_REWARD),
+    "nan": ("value = float('nan')", Outcome.NON_FINITE),
+    "wrong_shape": ("return {'rewards': torch.tensor([0.1, 0.2])}", Outcome.WRONG_LENGTH),
 }
 fault = pytest.mark.parametrize("name", FAULTS)
 
@@ -64,10 +64,9 @@ def test_a_reward_that_fails_on_one_draft_costs_that_draft(name: str, tmp_path: 
     code, outcome = FAULTS[name]
     reward = reward_file(tmp_path, "'draft 9' in completion", code)
     rows = run(engine_with_draft_digits(3, 9, 5), marked(reward, draft_timeout=0.5))
-    group: GroupOutcome = rows[0][OUTCOME]
-    assert [draft.outcome for draft in group.plan.drafts_N] == [DraftOutcome.OK, outcome, DraftOutcome.OK]
-    assert group.plan.selection is not None
-    assert group.plan.selection.draft.index == 2
+    group: Group = rows[0][GROUP]
+    assert [draft.outcome for draft in group.drafts] == [Outcome.OK, outcome, Outcome.OK]
+    assert group.last_shown() is group.samples[2]
     assert group.trainable
     assert [float(row["reward"]) for row in rows] == [0.0, pytest.approx(0.1)]
 
@@ -78,10 +77,10 @@ def test_drafts_that_all_fail_leave_the_group_plain(name: str, tmp_path: Path) -
     reward = reward_file(tmp_path, "'draft' in completion", code)
     engine = Engine(lambda prompt, n: f"draft {n}" if n < 3 else f"plain {n}")
     rows = run(engine, marked(reward, draft_timeout=0.5))
-    group: GroupOutcome = rows[0][OUTCOME]
-    assert {draft.outcome for draft in group.plan.drafts_N} == {outcome}
-    assert group.plan.action is Action.PLAIN
-    assert group.plan.cause is FallbackCause.NO_USABLE_DRAFT
+    group: Group = rows[0][GROUP]
+    assert {draft.outcome for draft in group.drafts} == {outcome}
+    assert not group.refined
+    assert group.cause is Cause.NO_USABLE_DRAFT
     assert engine.prompts == [Q] * 5
     assert [float(row["reward"]) for row in rows] == [pytest.approx(0.3), pytest.approx(0.4)]
 
@@ -96,10 +95,9 @@ def test_all_drafts_fail_and_the_run_is_to_stop(tmp_path: Path) -> None:
 def test_a_reward_that_fails_on_a_refinement_leaves_the_group_out(name: str, tmp_path: Path) -> None:
     reward = reward_file(tmp_path, "'refined 1' in completion", FAULTS[name][0])
     rows = run(engine_with_draft_digits(1, 2, 3), marked(reward, draft_timeout=0.5))
-    group: GroupOutcome = rows[0][OUTCOME]
+    group: Group = rows[0][GROUP]
     assert not group.trainable
-    assert [bool(refinement.failure) for refinement in group.refinements_G] == [False, True]
-    assert group.refinements_G[1].failure.startswith(FAULTS[name][1].value)
+    assert [refinement.outcome for refinement in group.refinements] == [Outcome.OK, FAULTS[name][1]]
     # Nothing is left that could not become a tensor on the way to where the group is left out.
     assert (rows[1]["reward"], rows[1]["scores"], rows[1]["extra_logs"]) == (None, None, {})
     assert float(rows[0]["reward"]) == 0
@@ -112,15 +110,15 @@ def test_an_engine_error_on_one_draft_costs_that_draft(tmp_path: Path) -> None:
         return f"text {n}"
 
     rows = run(Engine(script), marked(reward_file(tmp_path, "False", "pass")))
-    drafts = rows[0][OUTCOME].plan.drafts_N
-    assert [draft.outcome for draft in drafts] == [DraftOutcome.EXCEPTION, DraftOutcome.OK, DraftOutcome.OK]
+    drafts = rows[0][GROUP].drafts
+    assert [draft.outcome for draft in drafts] == [Outcome.EXCEPTION, Outcome.OK, Outcome.OK]
     assert "engine broke" in drafts[0].detail
 
 
 def test_empty_drafts_are_no_drafts(tmp_path: Path) -> None:
     engine = Engine(lambda prompt, n: "" if n < 3 else "plain 1")
-    group = run(engine, marked(reward_file(tmp_path, "False", "pass")))[0][OUTCOME]
-    assert {draft.outcome for draft in group.plan.drafts_N} == {DraftOutcome.EMPTY}
+    group = run(engine, marked(reward_file(tmp_path, "False", "pass")))[0][GROUP]
+    assert {draft.outcome for draft in group.drafts} == {Outcome.EMPTY}
 
 
 # The reward over HTTP, as openrlhf.cli.serve_rm answers: lists of one.
@@ -170,8 +168,8 @@ def test_an_http_reward() -> None:
     with server(lambda n: (200, 0)) as (url, times):
         rows = run(engine_with_draft_digits(3, 7, 5), marked(url))
     assert len(times) == 5
-    assert [draft.reward for draft in rows[0][OUTCOME].plan.drafts_N] == [0.3, 0.7, 0.5]
-    assert rows[0][OUTCOME].plan.selection.draft.index == 1
+    assert [draft.reward for draft in rows[0][GROUP].drafts] == [0.3, 0.7, 0.5]
+    assert rows[0][GROUP].rounds[1].ask.show == 1
     assert [row["reward"] for row in rows] == [[0.0], [0.1]]
 
 
@@ -179,22 +177,22 @@ def test_an_http_reward_that_recovers_is_asked_again() -> None:
     with server(lambda n: (503 if n < 3 else 200, 0)) as (url, times):
         rows = run(engine_with_draft_digits(3, 7, 5), marked(url))
     assert len(times) == 3 + 5
-    assert rows[0][OUTCOME].trainable
-    assert rows[0][OUTCOME].plan.action is Action.REFINE
+    assert rows[0][GROUP].trainable
+    assert rows[0][GROUP].refined
 
 
 def test_a_slow_http_reward_costs_the_drafts_it_is_slow_for() -> None:
     with server(lambda n: (200, 1.5 if n == 0 else 0)) as (url, _):
-        group = run(engine_with_draft_digits(3, 7, 5), marked(url, draft_timeout=0.7))[0][OUTCOME]
-    assert sorted(draft.outcome.value for draft in group.plan.drafts_N) == ["ok", "ok", "timeout"]
+        group = run(engine_with_draft_digits(3, 7, 5), marked(url, draft_timeout=0.7))[0][GROUP]
+    assert sorted(draft.outcome.value for draft in group.drafts) == ["ok", "ok", "timeout"]
     assert group.trainable
 
 
 def test_an_http_reward_that_is_down_is_said_to_be() -> None:
-    group = run(engine_with_draft_digits(3, 7, 5), marked("http://127.0.0.1:9/get_reward"), size=1)[0][OUTCOME]
-    assert {draft.outcome for draft in group.plan.drafts_N} == {DraftOutcome.REWARD_EXCEPTION}
+    group = run(engine_with_draft_digits(3, 7, 5), marked("http://127.0.0.1:9/get_reward", size=1), size=1)[0][GROUP]
+    assert {draft.outcome for draft in group.drafts} == {Outcome.REWARD_EXCEPTION}
     assert not group.trainable
-    assert "Request error for 5 times" in group.refinements_G[0].failure
+    assert "Request error for 5 times" in group.rows_S[0].detail
 
 
 # The agent file cannot leave a group out.

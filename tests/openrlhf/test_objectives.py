@@ -1,5 +1,6 @@
 """OpenRLHF's objectives with refinement on: the real command line, two rollouts and optimizer steps each, and what else
-users combine them with. Every run also proves another entrance or option, because starting a run is what takes time.
+users combine them with. Every run also proves another entrance or option. What has to do with Ray runs with Ray; the others
+have all of OpenRLHF in one process, because starting Ray's is what takes time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from refine_testing.openrlhf_runs import HOST, LAUNCHER, NOTE, NUM_PROMPTS, Cluster, Run, Workshop, by_name
+from refine_testing.openrlhf_runs import (
+    HOST,
+    LAUNCHER,
+    NOTE,
+    NUM_PROMPTS,
+    Cluster,
+    Run,
+    Workshop,
+    by_name,
+    drafts_of,
+    refinements_of,
+)
 from safetensors.torch import load_file
 
 from refine_wrapper.core.trace import read_trace
@@ -40,9 +52,9 @@ def assert_refined(
         assert step["refine/refined_share"] > 0
         assert step["policy_loss"] is not None
     for group in run.groups:
-        assert len(group["drafts"]) == drafts
-        assert len(group["refinements"]) == group_size
-    prompts = {group["prompt"] for group in run.groups if group["action"] == "refine"}
+        assert len(drafts_of(group)) == drafts
+        assert len(group["slots"]) == group_size
+    prompts = {group["rounds"][1]["prompt"] for group in run.groups if group["refined"]}
     assert run.trained
     for row in run.trained:
         text = workshop.tokenizer.decode(row["sequence"])
@@ -76,9 +88,11 @@ def test_dapo_by_refine_wrapper_run_on_the_hosts_command(workshop: Workshop) -> 
     assert "--rollout.n_samples_per_prompt 2 --train.batch_size 4" in run.screen
     assert "as many as the plain run samples" in run.screen
     # Filtered groups are in the trace and in the metrics, not in what was trained.
-    assert sum(step["refine/groups"] for step in run.steps) <= len(run.groups)
+    filtered = sum(group.get("replaced", False) for group in run.groups)
+    assert sum(step["refine/groups"] for step in run.steps) <= len(run.groups) - filtered
+    assert sum(step["refine/completions"] for step in run.steps) <= 4 * len(run.groups)
     assert "DAPO Overlong Penalty" in run.screen
-    kept = [g for g in run.groups if 0.05 < sum(r["reward"] for r in g["refinements"]) / 2 < 0.95]
+    kept = [g for g in run.groups if 0.05 < sum(r["reward"] for r in refinements_of(g)) / 2 < 0.95]
     assert len(run.trained) in (2 * len(kept), 2 * len(kept) - 2)  # the host drops an incomplete last micro-batch
 
 
@@ -100,33 +114,31 @@ def test_reinforce_with_rewards_that_fail(workshop: Workshop) -> None:
         actor__adam__lr=1e-3,
     )
     refine = (by_name("reinforce++"), "--refine.num_drafts=2", "--refine.on_no_draft=skip", *workshop.traced(folder))
-    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
+    run = workshop.run_in_process(folder, *LAUNCHER, *flags, *refine)
     assert_refined(run, workshop, "reinforce++", drafts=2, group_size=1, steps=3)
     # 8 prompts, 2 left out: next ones took their place, so that all rollouts are full, wherever in the data the two are.
     assert len(run.groups) == 8
     assert len(run.trained) == 6
-    failures = Counter(d["outcome"] for group in run.groups for d in group["drafts"])
+    failures = Counter(d["outcome"] for group in run.groups for d in drafts_of(group))
     assert failures == {"ok": 14, "reward_exception": 2}
-    assert [group["action"] for group in run.groups].count("skip") == 1
-    failed = [group["refinements"][0] for group in run.groups if group["refinements"][0].get("failure")]
-    assert sorted(refinement["failure"].partition(":")[0] for refinement in failed) == [
-        "non_finite",
-        "reward_exception",
-    ]
+    assert [group["trained"] for group in run.groups].count(False) == 1
+    failed = sorted(r["outcome"] for group in run.groups for r in refinements_of(group) if r["outcome"] != "ok")
+    assert failed == ["non_finite", "reward_exception"]
 
 
 def test_reinforce_baseline_by_an_agent_file(workshop: Workshop) -> None:
-    """The host's own command and flags; train and evaluation are told apart by temperature."""
+    """The host's own command and flags; train and evaluation are told apart by temperature, the group size is counted."""
     folder = workshop.folder()
     reward = workshop.reward(folder)
     agent = folder / "my_agent.py"
     agent.write_text(
         "from refine_wrapper_openrlhf import make_agent_executor\n"
-        f"AgentExecutor = make_agent_executor(num_drafts=2, reward={reward!r}, template='turns', "
+        f"AgentExecutor = make_agent_executor(mode='joint', num_drafts=1, reward={reward!r}, template='turns', "
         f"trace_dir={str(folder / 'trace')!r}, trace_texts=True)\n"
     )
     flags = workshop.flags(
         folder,
+        rollout__n_samples_per_prompt=3,
         algo__advantage__estimator="reinforce_baseline",
         train__agent_func_path=str(agent),
         reward__remote_url=None,
@@ -134,12 +146,15 @@ def test_reinforce_baseline_by_an_agent_file(workshop: Workshop) -> None:
         eval__steps=2,
         eval__n_samples_per_prompt=1,
     )
-    run = workshop.run(folder, *HOST, *flags)
-    assert_refined(run, workshop, "", drafts=2, group_size=2)
-    assert [step["refine/completions"] for step in run.steps] == [4, 4]  # per group: OpenRLHF takes means
+    run = workshop.run_in_process(folder, *HOST, *flags)
+    assert run.code == 0, run.screen[-4000:]
+    assert [step["refine/completions"] for step in run.steps] == [3, 3]  # per group: OpenRLHF takes means
     assert sum("eval" in call["prompt"] for call in run.calls) == 2
-    # The draft is an answer of the assistant, in a turn of its own.
-    assert all(group["prompt"].count("<|im_start|>assistant") == 2 for group in run.groups)
+    assert [[r["size"] for r in group["rounds"]] for group in run.groups] == [[1, 2]] * NUM_PROMPTS
+    expected = run.expected_rows(lambda rewards: rewards - rewards.mean())
+    assert [row[:2] for row in run.trained_rows(workshop.tokenizer)] == [row[:2] for row in expected]
+    # What is shown is an answer of the assistant, in a turn of its own.
+    assert all(group["rounds"][1]["prompt"].count("<|im_start|>assistant") == 2 for group in run.groups)
 
 
 def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None:
@@ -163,14 +178,14 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
         _wait_for(port, served)
         flags = workshop.flags(folder, reward__remote_url=f"http://127.0.0.1:{port}/get_reward")
         refine = (by_name("rloo"), "--refine.num_drafts=2", *workshop.traced(folder))
-        run = workshop.run(folder, *LAUNCHER, *flags, *refine)
+        run = workshop.run_in_process(folder, *LAUNCHER, *flags, *refine)
     finally:
         served.terminate()
         served.wait(timeout=30)
     assert_refined(run, workshop, "rloo", drafts=2, group_size=2)
     for group in run.groups:
-        rewards = [draft["reward"] for draft in group["drafts"]]
-        assert group["selected"] == rewards.index(max(rewards))
+        rewards = [draft["reward"] for draft in drafts_of(group)]
+        assert group["rounds"][1]["show"] == rewards.index(max(rewards))
     assert all("dummy_scores" in step for step in run.steps)
 
 
@@ -191,7 +206,7 @@ def test_dr_grpo_as_a_job_of_a_running_cluster(workshop: Workshop) -> None:
         assert_refined(run, workshop, "dr_grpo", drafts=3, group_size=2)
         assert {group["selector"] for group in run.groups} == {"median"}
         assert "half of --data.max_len" in run.screen
-        assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in group["drafts"])
+        assert all(draft["num_tokens"] <= 300 for group in run.groups for draft in drafts_of(group))
         _assert_cells_are_jobs(workshop, cluster)
 
 
@@ -228,7 +243,7 @@ def _assert_cells_are_jobs(workshop: Workshop, cluster: Cluster) -> None:
     assert json.loads((cell / "status.json").read_text())["state"] == "finished"
     groups = read_trace(cell / "trace")
     assert len(groups) == NUM_PROMPTS
-    assert {(len(group["drafts"]), len(group["refinements"])) for group in groups} == {(2, 2)}
+    assert {(len(drafts_of(group)), len(refinements_of(group))) for group in groups} == {(2, 2)}
     table = pd.read_parquet(folder / "out" / "results.parquet")
     assert set(table["objective"]) == {"dr_grpo"}
     for metric in ("refine/uplift", "reward", "entropy"):
@@ -247,7 +262,7 @@ def test_gae_with_a_critic_and_evaluation_through_both_stages(workshop: Workshop
         eval__n_samples_per_prompt=1,
     )
     refine = (by_name("ppo"), "--refine.num_drafts=2", "--refine.evaluation=refine", *workshop.traced(folder))
-    run = workshop.run(folder, *LAUNCHER, *flags, *refine)
+    run = workshop.run_in_process(folder, *LAUNCHER, *flags, *refine)
     assert_refined(run, workshop, "ppo", drafts=2, group_size=2)
     assert all("critic_loss" in step for step in run.steps)
     assert len(run.trained) == 2 * 8  # the policy's rows and the critic's
@@ -263,16 +278,8 @@ def test_gspo_asynchronous_with_partial_rollout(workshop: Workshop) -> None:
         folder, train__async_enable=True, train__partial_rollout_enable=True, train__colocate_all=None
     )
     refine = (by_name("gspo"), "--refine.num_drafts=2", *workshop.traced(folder))
-    run = workshop.run(folder, *LAUNCHER, *flags, *refine, gpus=2)
+    run = workshop.run_in_process(folder, *LAUNCHER, *flags, *refine)
     assert_refined(run, workshop, "gspo", drafts=2, group_size=2)
-
-
-def test_reinforce_baseline_by_its_name(workshop: Workshop) -> None:
-    folder = workshop.folder()
-    workshop.reward(folder)
-    refine = (by_name("reinforce++-baseline"), "--refine.num_drafts=2", *workshop.traced(folder))
-    run = workshop.run(folder, *LAUNCHER, *workshop.flags(folder), *refine)
-    assert_refined(run, workshop, "reinforce++-baseline", drafts=2, group_size=2)
 
 
 def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
@@ -300,7 +307,7 @@ def test_switched_off_it_is_the_plain_run(workshop: Workshop) -> None:
             train__micro_batch_size=1,
             data__prompt_dataset=data,
         )
-        run = workshop.run(folder, *command, *flags)
+        run = workshop.run_in_process(folder, *command, *flags)
         assert run.code == 0, run.screen[-4000:]
         weights.append(run.weights())
         calls.append(run.calls)

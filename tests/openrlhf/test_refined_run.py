@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from refine_testing.openrlhf_runs import LAUNCHER, NOTE, NUM_PROMPTS, Run, Workshop, by_name
+from refine_testing.openrlhf_runs import LAUNCHER, NOTE, NUM_PROMPTS, Run, Workshop, by_name, drafts_of, refinements_of
 from safetensors.torch import load_file
 
 from refine_wrapper_openrlhf.plugin import register_adapters
@@ -80,7 +80,7 @@ def test_the_engine_serves_drafts_first_then_the_longest_groups(run: Run) -> Non
     assert {request["policy"] for request in run.requests} == {"priority"}
     expected = [0] * (NUM_PROMPTS * N + NUM_EVALUATIONS * EVAL_PROMPTS * EVAL_SAMPLES)
     for group in run.groups:
-        expected += [2**20 - sum(draft["num_tokens"] for draft in group["drafts"]) // N] * G
+        expected += [2**20 - sum(draft["num_tokens"] for draft in drafts_of(group)) // N] * G
     assert sorted(request["priority"] for request in run.requests) == sorted(expected)
 
 
@@ -88,27 +88,24 @@ def test_each_group_has_one_refined_prompt_with_its_best_draft(run: Run, worksho
     assert len(run.groups) == NUM_PROMPTS
     assert len({group["group_id"] for group in run.groups}) == NUM_PROMPTS
     for group in run.groups:
-        rewards = [draft["reward"] for draft in group["drafts"]]
+        rewards = [draft["reward"] for draft in drafts_of(group)]
         assert len(rewards) == N
-        assert len(group["refinements"]) == G
-        assert group["selected"] == rewards.index(max(rewards))
-        assert NOTE in group["prompt"]
-        assert group["draft_text"] in group["prompt"]
-        decoded = [workshop.tokenizer.decode(row["sequence"]) for row in run.trained]
-        assert sum(text.startswith(group["prompt"]) for text in decoded) >= G
+        assert len(refinements_of(group)) == G
+        shown = group["rounds"][1]
+        assert shown["show"] == rewards.index(max(rewards))
+        assert NOTE in shown["prompt"]
+        assert shown["shown_text"] in shown["prompt"]
+        assert all(refinement["held"] for refinement in refinements_of(group))
 
 
-def test_only_refinements_are_trained(run: Run, workshop: Workshop) -> None:
-    assert len(run.trained) == NUM_PROMPTS * G
-    refinements = Counter(r["text"] for group in run.groups for r in group["refinements"])
-    trained: Counter[str] = Counter()
-    for row in run.trained:
-        # The mask is over next tokens: position t stands for token t + 1.
-        marked = [token for token, on in zip(row["sequence"][1:], row["action_mask"], strict=True) if on]
-        trained[workshop.tokenizer.decode(marked, skip_special_tokens=True)] += 1
-        prompt = [token for token, on in zip(row["sequence"][1:], row["action_mask"], strict=True) if not on]
-        assert NOTE in workshop.tokenizer.decode(prompt)
-    assert trained == refinements
+def test_only_refinements_are_trained_with_the_advantages_of_their_rewards(run: Run, workshop: Workshop) -> None:
+    """GRPO's, up to the KL that this run takes off the reward."""
+    expected = run.expected_rows(lambda rewards: (rewards - rewards.mean()) / (rewards.std() + 1e-9))
+    got = run.trained_rows(workshop.tokenizer)
+    assert len(got) == NUM_PROMPTS * G
+    assert [row[:2] for row in got] == [row[:2] for row in expected]
+    assert all(NOTE in row.prompt for row in got)
+    assert [row.advantage for row in got] == pytest.approx([row.advantage for row in expected], abs=0.05)
 
 
 def test_rollout_logprobs_are_those_of_the_refinement(run: Run) -> None:
@@ -128,16 +125,6 @@ def test_rollout_logprobs_are_those_of_the_refinement(run: Run) -> None:
     assert sum(gaps) / len(gaps) < 0.05
 
 
-def test_advantages_come_from_the_rewards_of_refinements(run: Run) -> None:
-    for group in run.groups:
-        rewards = torch.tensor([r["reward"] for r in group["refinements"]])
-        if rewards.std() == 0:
-            continue
-        expected = (rewards - rewards.mean()) / (rewards.std() + 1e-9)
-        got = sorted({round(float(value), 4) for value in expected})
-        assert len(got) == G
-
-
 def test_metrics_are_the_cores_in_the_hosts_log(run: Run) -> None:
     assert len(run.steps) == 2
     for number, step in enumerate(run.steps):
@@ -145,9 +132,9 @@ def test_metrics_are_the_cores_in_the_hosts_log(run: Run) -> None:
         assert step["refine/groups"] == len(groups) == 2
         assert step["refine/completions"] == 2 * (N + G)
         assert step["refine/refined_share"] == 1
-        drafts = [draft["reward"] for group in groups for draft in group["drafts"]]
+        drafts = [draft["reward"] for group in groups for draft in drafts_of(group)]
         assert step["refine/draft_reward_mean"] == pytest.approx(sum(drafts) / len(drafts), abs=1e-4)
-        refinements = [r["reward"] for group in groups for r in group["refinements"]]
+        refinements = [r["reward"] for group in groups for r in refinements_of(group)]
         assert step["refine/refinement_reward"] == pytest.approx(sum(refinements) / len(refinements), abs=1e-4)
         assert step["refine/refinement_reward"] == pytest.approx(step["rollout/reward_mean"], abs=1e-4)
         # What the user's reward logs is there too, of refinements only.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +139,104 @@ def test_what_cannot_work_is_refused_with_what_to_write(
 ) -> None:
     with pytest.raises(error, match=message):
         reach(*refine, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "refine", "error", "message"),
+    [
+        ({}, ("--refine.mode=joint",), ConfigError, r"Set --refine\.num_drafts 1"),
+        ({}, ("--refine.mode=jiont",), PluginError, "joint"),
+        ({}, ("--refine.mode=joint", "--refine.mode_options={num_draft: 1}"), ConfigError, "num_drafts"),
+        (
+            {"eval__dataset": "eval.jsonl", "eval__n_samples_per_prompt": 4},
+            ("--refine.mode=rescue", "--refine.evaluation=refine"),
+            ConfigError,
+            "evaluation=refine would measure nothing",
+        ),
+        (
+            {"eval__dataset": "eval.jsonl", "eval__n_samples_per_prompt": 1},
+            ("--refine.mode=joint", "--refine.num_drafts=1", "--refine.evaluation=refine"),
+            ConfigError,
+            r"about --eval\.n_samples_per_prompt=1",
+        ),
+        (
+            {"rollout__n_samples_per_prompt": 4, "train__batch_size": 8, "train__micro_batch_size": 4},
+            ("--refine.num_drafts=1", "--refine.match_budget"),
+            BudgetError,
+            r"--train\.batch_size 8 into 6.* a multiple of --train\.micro_batch_size 4 x 1 processes = 4",
+        ),
+    ],
+)
+def test_what_a_mode_cannot_do_is_refused_with_what_to_write(
+    changed: dict[str, Any], refine: tuple[str, ...], error: type[Exception], message: str, reach: Reach
+) -> None:
+    with pytest.raises(error, match=message):
+        reach(*refine, **changed)
+
+
+@pytest.mark.parametrize("mode", ["on_failure", "rescue", "adaptive"])
+def test_training_under_the_question_and_correcting_by_the_samplers_logprobs(mode: str, reach: Reach) -> None:
+    group = {"rollout__n_samples_per_prompt": 8, "train__batch_size": 16}
+    args = reach(f"--refine.mode={mode}", **group)
+    assert args.rollout.n_samples_per_prompt == 8
+    if not hasattr(args.algo.advantage, "is_correction_level"):  # before 0.11.2
+        flags, instead = ("--algo.advantage.is_correction_enable",), r"no --algo\.advantage\.is_correction_enable"
+    else:
+        flags = ("--algo.advantage.is_correction_level", "token")
+        instead = r"--algo\.advantage\.is_correction_level off"
+    with pytest.raises(ConfigError, match=rf"Set {instead}, or train_under=sampled"):
+        reach(*flags, f"--refine.mode={mode}", **group)
+    with contextlib.nullcontext() if mode != "rescue" else pytest.raises(ConfigError):
+        reach(*flags, f"--refine.mode={mode}", "--refine.train_under=sampled", **group)
+
+
+@pytest.mark.parametrize("mode", ["joint", "on_failure"])
+def test_modes_that_train_all_samples_keep_the_plain_runs_shapes(
+    mode: str, reach: Reach, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = {"rollout__n_samples_per_prompt": 8, "train__batch_size": 16}
+    args = reach(f"--refine.mode={mode}", "--refine.match_budget", **group)
+    assert (args.rollout.n_samples_per_prompt, args.train.batch_size) == (8, 16)
+    assert "8 completions per prompt, all of them trained, as many as the plain run samples" in capsys.readouterr().err
+
+
+def test_a_changed_group_size_is_said(reach: Reach, capsys: pytest.CaptureFixture[str]) -> None:
+    refine = ("--refine.match_budget", "--refine.refine_share=0.5")
+    reach(*refine, rollout__n_samples_per_prompt=8, train__batch_size=16)
+    said = capsys.readouterr().err
+    assert "The group size changed from 8 to 4" in said
+    assert "a group that is not refined has 4 completions, fewer than the plain run's 8" in said
+
+
+def test_the_tokenizer_comes_from_modelscope_where_the_host_takes_it_from_there(
+    reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A STAND-IN for modelscope, which is not installed here; its names are as in modelscope 1.20 and newer."""
+    inside: list[bool] = []
+    patcher: Any = ModuleType("modelscope.utils.hf_util.patcher")
+    within = [False]
+
+    @contextlib.contextmanager
+    def patch_context() -> Generator[None]:
+        within[0] = True
+        yield
+        within[0] = False
+
+    patcher.patch_context = patch_context
+    hf_util: Any = ModuleType("modelscope.utils.hf_util")
+    hf_util.patch_hub, hf_util.patcher = lambda: None, patcher
+    for name in ("modelscope", "modelscope.utils"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "modelscope.utils.hf_util", hf_util)
+    monkeypatch.setitem(sys.modules, "modelscope.utils.hf_util.patcher", patcher)
+    import openrlhf.utils.utils as utils
+
+    load = utils.get_tokenizer
+    monkeypatch.setattr(
+        utils, "get_tokenizer", lambda *args, **kwargs: inside.append(within[0]) or load(*args, **kwargs)
+    )
+    reach(use_ms=True)
+    assert inside[0]
 
 
 def test_a_train_batch_that_fits_roughly_is_told(reach: Reach, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,8 @@
 This folder is on PYTHONPATH of the commands that tests run; nothing of refine-wrapper is touched. Works by hooks that
 run right after a module was imported. Can go when OpenRLHF trains on CPUs by itself (seen with 0.11.2).
 
-With REFINE_TEST_RECORD, whatever a policy or critic is given to train on is written there, a file per process; and the
-priorities of the engine's requests.
+Whatever a policy or critic is given to train on is written to REFINE_TEST_RECORD, a file per process; and the priorities of
+the engine's requests.
 """
 
 import json
@@ -103,14 +103,11 @@ def _linear(module):
 
 
 def _record(module):
-    path = os.environ.get("REFINE_TEST_RECORD")
-    if not path:
-        return
     append = module.NaiveReplayBuffer.append
 
     def append_and_record(self, experience):
         append(self, experience)
-        with open(f"{path}-{os.getpid()}.jsonl", "a") as file:
+        with open(f"{os.environ['REFINE_TEST_RECORD']}-{os.getpid()}.jsonl", "a") as file:
             for item in self.items[-len(experience.sequences) :]:
                 row = {
                     "sequence": item.sequences.tolist(),
@@ -127,13 +124,10 @@ def _record(module):
 
 def _requests(module):
     """The order in which the engine is to serve what waits."""
-    path = os.environ.get("REFINE_TEST_RECORD")
-    if not path:
-        return
     add = module.Scheduler.add_request
 
     def add_and_record(self, request):
-        with open(f"{path}-requests-{os.getpid()}.jsonl", "a") as file:
+        with open(f"{os.environ['REFINE_TEST_RECORD']}-requests-{os.getpid()}.jsonl", "a") as file:
             file.write(json.dumps({"priority": request.priority, "policy": str(self.policy.value)}) + "\n")
         return add(self, request)
 

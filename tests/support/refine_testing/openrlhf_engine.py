@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from refine_testing.tiny import tiny_tokenizer
+from refine_wrapper.core.types import GroupId
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper_openrlhf.request import Request, RunSettings
 
@@ -76,10 +77,18 @@ def chat(question: str) -> str:
     )
 
 
-def marked(reward: str, *, refine: bool = True, group_id: str = "train-0", params: Params | None = None, **settings):
+def marked(
+    reward: str,
+    *,
+    refine: bool = True,
+    place: int = 0,
+    size: int = 2,
+    params: Params | None = None,
+    **settings: Any,
+) -> Any:
     """Sampling parameters as our samples generator sends them."""
     config = RefineConfig(**{"num_drafts": 3, **settings}).model_dump(mode="json")
-    return Request(RunSettings(config, (reward,)), refine, group_id).mark(params or Params())
+    return Request(RunSettings(config, (reward,)), refine, GroupId("train", 4, place), size).mark(params or Params())
 
 
 async def sample_group(

@@ -15,11 +15,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refine_testing.signals import take_interrupts
 from refine_testing.tiny import save_tiny, tiny_tokenizer
@@ -53,6 +53,14 @@ def reward_func(queries, prompts, labels):
 '''
 
 
+class Row(NamedTuple):
+    """One trained row: the prompt it is trained under, its answer, its advantage."""
+
+    prompt: str
+    answer: str
+    advantage: float
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished command."""
@@ -65,9 +73,7 @@ class Run:
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """The trace, training groups only."""
-        return [
-            group for group in read_trace(self.folder / "trace") if group["group_id"].startswith(("train", "agent"))
-        ]
+        return [group for group in read_trace(self.folder / "trace") if group["id"][0] == "train"]
 
     @cached_property
     def calls(self) -> list[dict[str, Any]]:
@@ -95,11 +101,51 @@ class Run:
         logged = re.findall(r"lobal step \d+: (\{.*?\})(?:\x1b|$)", self.screen, re.M)
         return [ast.literal_eval(re.sub(r"\bnan\b", "None", text)) for text in logged]
 
+    def trained_rows(self, tokenizer: Any) -> list[Row]:
+        """What the policy was given to train on: by prompt, answer and advantage of its first token; sorted."""
+        rows: list[Row] = []
+        for row in self.trained:
+            tokens, mask = row["sequence"][1:], row["action_mask"]  # the mask is over next tokens
+            start = mask.index(1)
+            advantages = [value for value, on in zip(row["advantages"], mask, strict=True) if on]
+            answer = [token for token, on in zip(tokens, mask, strict=True) if on]
+            prompt = tokenizer.decode([row["sequence"][0], *tokens[:start]])
+            rows.append(Row(prompt, tokenizer.decode(answer, skip_special_tokens=True), advantages[0]))
+        return sorted(rows)
+
+    def expected_rows(self, advantages: Callable[[Any], Any]) -> list[Row]:
+        """The same from the trace and the definition of a mode alone: what fills each slot, under which prompt; sorted.
+
+        Args:
+            advantages: Gives the advantages of the rewards of a group, as float32.
+        """
+        import torch
+
+        rows: list[Row] = []
+        for group in self.groups:
+            samples, rounds = group["samples"], group["rounds"]
+            filled = [samples[index] for index, _, _ in group["slots"]]
+            values = advantages(torch.tensor([sample["reward"] for sample in filled])).tolist()
+            for sample, (_, on_question, _), value in zip(filled, group["slots"], values, strict=True):
+                sampled_on = rounds[sample["round"]].get("prompt", group["question"])
+                rows.append(Row(group["question"] if on_question else sampled_on, sample["text"], value))
+        return sorted(rows)
+
     def weights(self) -> dict[str, Any]:
         """Of the trained model."""
         from safetensors.torch import load_file
 
         return load_file(self.folder / "out" / "model.safetensors")
+
+
+def drafts_of(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Samples of the first round, of a group in a trace."""
+    return [sample for sample in group["samples"] if sample["round"] == 0]
+
+
+def refinements_of(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Samples that a group in a trace has beside them."""
+    return [sample for sample in group["samples"] if sample["round"] > 0]
 
 
 def by_name(objective: str) -> str:
@@ -170,6 +216,7 @@ class Workshop:
             "eval.jsonl", [{"input": f"eval {n}?", "label": str(n), "datasource": "sums"} for n in range(2)]
         )
         self._count = 0
+        self._in_process: subprocess.Popen[str] | None = None
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> str:
         """A data set of these rows, as a file."""
@@ -178,6 +225,9 @@ class Workshop:
         return str(path)
 
     def close(self) -> None:
+        if self._in_process is not None:
+            self._in_process.kill()
+            self._in_process.wait()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def folder(self) -> Path:
@@ -293,6 +343,50 @@ class Workshop:
         text = log.read_text(errors="replace")
         assert ended, f"not over after {TIMEOUT} s:\n{text[-3000:]}"
         return Run(process.returncode, text, folder, names)
+
+    def run_in_process(self, folder: Path, *command: str) -> Run:
+        """Run a module's command (``-m``, its name, its arguments) with all of OpenRLHF in one process.
+
+        See ``refine_testing.openrlhf_in_process``: for what has nothing to do with Ray. Takes a tenth of the time.
+        """
+        log = folder / "screen.log"
+        if self._in_process is None:
+            shared = self.root / "in_process"
+            shared.mkdir()
+            environment = {**self.environment(shared, 1), "RAY_ADDRESS": "stand-in"}
+            environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parents[1]}"
+            self._in_process = subprocess.Popen(
+                [sys.executable, "-m", "refine_testing.openrlhf_in_process"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=shared,
+            )
+            assert self._in_process.stdout is not None
+            while self._in_process.stdout.readline().strip() != "ready":
+                assert self._in_process.poll() is None, "could not import the host"
+        process = self._in_process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert command[0] == "-m"
+        own = ("REFINE_TEST_RECORD", "HF_DATASETS_CACHE")
+        environment = self.environment(folder, 1)
+        job = {
+            "command": command[1:],
+            "folder": str(folder),
+            "screen": str(log),
+            "environment": {name: environment[name] for name in own},
+            "timeout": TIMEOUT,
+        }
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        text = log.read_text(errors="replace")
+        assert answer, f"the process with OpenRLHF ended:\n{text[-3000:]}"
+        code = json.loads(answer)["code"]
+        assert code is not None, f"not over after {TIMEOUT} s:\n{text[-3000:]}"
+        return Run(code, text, folder, [])
 
     @contextlib.contextmanager
     def cluster(self, folder: Path) -> Generator[Cluster]:
