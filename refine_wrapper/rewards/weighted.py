@@ -57,6 +57,11 @@ class WeightedSum:
                     sums[index] = weight * value if before is None else before + weight * value
         return sums
 
+    @property
+    def needs_group(self) -> bool:
+        """Whether a part compares the completions of a group, so that it cannot score them one by one."""
+        return any(getattr(reward, "needs_group", False) for reward, _ in self._parts)
+
     def __repr__(self) -> str:
         return f"WeightedSum({', '.join(f'({_name(reward)}, {weight:g})' for reward, weight in self._parts)})"
 
