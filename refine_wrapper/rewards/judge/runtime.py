@@ -162,7 +162,6 @@ class Runtime:
             if reached is not None:
                 raise _limit_error(reached, settings)
             reply = await self._endpoint.ask(request)
-        self._store.add({"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens})
         self._store.put(key, reply)
         return reply
 

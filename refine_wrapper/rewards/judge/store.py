@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Generator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,9 @@ class Store:
             self._file = sqlite3.connect(
                 path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+            # A step may have thousands of replies, and each would wait for the disk. A killed process loses nothing by
+            # this; a machine that loses its power may lose the file.
+            self._file.execute("pragma synchronous = off")
             self._file.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"refine: judge: the cache {str(path)!r} cannot be used: {error}.") from None
@@ -78,10 +81,14 @@ class Store:
         return None if row is None else Reply(*row)
 
     def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply."""
+        """Keep a reply, and count its tokens."""
+        spent = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        self._own.update(spent)
         try:
             values = (key, reply.text, reply.finish, reply.prompt_tokens, reply.completion_tokens)
-            self._file.execute("insert or ignore into replies values (?, ?, ?, ?, ?)", values)
+            with self._transaction():
+                self._file.execute("insert or ignore into replies values (?, ?, ?, ?, ?)", values)
+                self._add(spent)
         except sqlite3.Error as error:
             self._failed(error)
 
@@ -96,14 +103,10 @@ class Store:
     def take_call(self, max_calls: int | None, max_tokens: int | None) -> str | None:
         """Count one more call, or say in words which limit of the run is reached. Exact also among processes."""
         try:
-            # One transaction that writes from its beginning: no other process counts in between.
-            self._file.execute("begin immediate")
-            try:
+            with self._transaction():
                 reached = _reached(self.counts(), max_calls, max_tokens)
                 if reached is None:
                     self._add({"calls": 1})
-            finally:
-                self._file.execute("commit")
         except sqlite3.Error as error:
             self._failed(error)
             reached = _reached(self._own, max_calls, max_tokens)
@@ -122,6 +125,17 @@ class Store:
 
     def close(self) -> None:
         self._file.close()
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        # It writes from its beginning, so that no other process reads in between.
+        self._file.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._file.execute("rollback")
+            raise
+        self._file.execute("commit")
 
     def _add(self, counts: Mapping[str, int]) -> None:
         self._file.executemany(
