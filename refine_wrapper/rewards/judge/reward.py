@@ -47,10 +47,15 @@ class JudgeReward:
         name: The name under which hosts log it.
         values: Settings by name, instead of the file.
 
+    Attributes:
+        none_is_failure: For weighted sums: None means that it failed, not that it does not apply.
+
     Raises:
         ConfigError: If a setting is wrong, or both are given.
         TemplateError: If the prompt's file is wrong.
     """
+
+    none_is_failure: Final = True
 
     def __init__(
         self, settings: JudgeSettings | Path | str | None = None, *, name: str = "judge", **values: Any

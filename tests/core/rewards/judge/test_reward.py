@@ -19,6 +19,7 @@ import pytest
 
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.rewards.format import FormatReward
 from refine_wrapper.rewards.judge import AsyncJudgeReward, FailureKind, JudgeError, JudgeLimitError, JudgeReward
 from refine_wrapper.rewards.judge.store import Store
 from refine_wrapper.rewards.weighted import WeightedSum, weighted
@@ -114,6 +115,12 @@ FAILURES: dict[FailureKind, Any] = {
     FailureKind.SERVER_ERROR: 503,
     FailureKind.REFUSED: 400,
 }
+
+
+def test_in_a_weighted_sum_a_failed_judgement_is_not_0(make: Make, endpoint: Endpoint) -> None:
+    endpoint.answer = lambda request: verdict(5) if quoted(request)[1] == "\\boxed{4}" else "hm"
+    both = WeightedSum([(make(), 1.0), (FormatReward(), 0.2)])
+    assert both(prompts=["q"] * 2, completions=["\\boxed{4}", "\\boxed{5}"]) == [0.7, None]
 
 
 @pytest.mark.parametrize("kind", FailureKind)
