@@ -57,7 +57,7 @@ def _answers(prompt: str, number: int) -> str:
 
 def test_both_stages_are_judged_on_q(server: JudgeServer, reward: str) -> None:
     rows = _run(reward, _answers)
-    assert sorted(row["reward"] for row in rows) == [0.1, 0.2]
+    assert sorted(row["reward"] for row in rows) == [[0.1], [0.2]]
     judged = [quoted(request) for request in server.requests]
     assert sorted(answer for _, answer in judged) == ["first 3", "first 5", "first 7", "second 1", "second 2"]
     assert {question for question, _ in judged} == {judged[0][0]}
@@ -80,7 +80,7 @@ def test_a_failed_judgement_is_a_failed_draft_with_its_reason(server: JudgeServe
 
 
 def test_a_group_cannot_be_compared_here() -> None:
-    with pytest.raises(ConfigError, match=r"OpenRLHF has each scored alone\\. Set together: false"):
+    with pytest.raises(ConfigError, match=r"OpenRLHF has each scored alone\. Set together: false"):
         make_reward_func(JudgeReward(model="m", together=True))
 
 
@@ -93,5 +93,5 @@ def test_the_example(server: JudgeServer, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("REFINE_WRAPPER_JUDGE", str(tmp_path / "judge.yaml"))
     server.rule = lambda request: json.dumps({"reason": "as", "score": 4})
     rows = _run(str(EXAMPLE / "reward.py"), lambda prompt, number: f"It is \\boxed{{{number}}}.")
-    assert {row["reward"] for row in rows} == {pytest.approx(0.75 + 0.2)}  # (4 - 1) / (5 - 1), and the form
+    assert [row["reward"] for row in rows] == [[pytest.approx(0.75 + 0.2)]] * 2  # (4 - 1) / (5 - 1), and the form
     assert os.path.exists(tmp_path / "outputs" / "judge.sqlite")

