@@ -1,4 +1,4 @@
-"""GRPO with a judge, with the task's own verifier, or with both as the reward. Nothing in here knows about refinement.
+"""GRPO with a judge, with the task's own verifier, or with both as the reward. Nothing in here refines.
 
 vllm serve Qwen/Qwen2.5-7B-Instruct                                        # the judge, on a GPU of its own
 python train.py --reward judge                                             # the plain run
@@ -14,6 +14,7 @@ from typing import Any
 
 import reasoning_gym
 from datasets import Dataset
+from transformers import HfArgumentParser
 from trl import GRPOConfig, GRPOTrainer
 
 from refine_wrapper.rewards.judge import AsyncJudgeReward, JudgeReward
@@ -43,32 +44,21 @@ def main() -> None:
     parser.add_argument("--model", default="Qwen/Qwen2.5-0.5B-Instruct", help="local folder or hub id")
     parser.add_argument("--reward", choices=["rule", "judge", "both"], default="judge")
     parser.add_argument("--judge", type=Path, default=Path(__file__).with_name("judge.yaml"))
-    parser.add_argument("--max-steps", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", default="outputs/judge")
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
-    options = parser.parse_args()
-    if options.reward == "rule":
+    own, rest = parser.parse_known_args()
+    if own.reward == "rule":
         reward: Any = verified
-    elif options.reward == "judge":
-        reward = AsyncJudgeReward(options.judge)
+    elif own.reward == "judge":
+        reward = AsyncJudgeReward(own.judge)
     else:  # one sum and not two functions: TRL would count a judgement that failed as 0 beside the other one
-        reward = weighted((verified, 1.0), (JudgeReward(options.judge), 1.0))
-    args = GRPOConfig(
-        output_dir=options.output_dir,
-        num_generations=8,
-        per_device_train_batch_size=16,
-        max_completion_length=128,
-        max_steps=options.max_steps,
-        seed=options.seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=options.cpu,
-        bf16=not options.cpu,
-    )
-    data = problems(2 * options.max_steps, seed=1 + options.seed)
-    GRPOTrainer(options.model, reward, args=args, train_dataset=data).train()
+        reward = weighted((verified, 1.0), (JudgeReward(own.judge), 1.0))
+    # Every setting of TRL's config is a flag; these are defaults.
+    given = ["--num_generations", "8", "--per_device_train_batch_size", "16", "--max_completion_length", "128"]
+    given += ["--max_steps", "100", "--logging_steps", "1", "--save_strategy", "no", "--output_dir", "outputs/judge"]
+    (args,) = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses([*given, *rest])
+    data = problems(2 * args.max_steps, seed=1 + args.seed)
+    trainer = GRPOTrainer(own.model, reward, args=args, train_dataset=data)
+    trainer.train()
+    trainer.save_model(args.output_dir)
 
 
 if __name__ == "__main__":

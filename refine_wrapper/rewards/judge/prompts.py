@@ -158,7 +158,7 @@ def prompt_text(prompt: Any, reward: str) -> str:
     if not turns or not all(isinstance(turn, Mapping) for turn in turns):
         raise ConfigError(
             f"refine: reward {reward!r} needs the question as text or as a conversation, not {prompt!r:.80}. Name the "
-            "column that has it: question_column."
+            "column that has it, by question_column; on veRL the data set has it in extra_info.question."
         )
     said = [(str(turn.get("role")), _content(turn.get("content"))) for turn in turns]
     if len(said) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,13 +75,13 @@ def test_a_failed_judgement_is_a_failed_draft_with_its_reason(
     assert len(host.rows_of("a")) == 3
 
 
-def test_a_data_set_without_questions_is_told_how_to_have_them(
-    bench: Callable[..., Bench], server: JudgeServer, tmp_path: Path
-) -> None:
-    host = bench(reward=_reward(tmp_path, "JudgeReward"))
-    host.prompts(prompt("a"))
-    [group] = host.worker.take_finished_groups()
-    assert "needs the question as text or as a conversation, not None" in group.plan.drafts_N[0].detail
+def test_a_data_set_without_questions_is_told_how_to_have_them(server: JudgeServer) -> None:
+    compute_score = make_compute_score(JudgeReward())
+    with pytest.raises(ConfigError, match=r"not None.* on veRL the data set has it in extra_info\.question"):
+        asyncio.run(compute_score("tiny", "4", "4", {"index": 0}))
+    scored = asyncio.run(compute_score("tiny", "answer 4", "4", {"question": "2+2?"}))
+    assert scored["score"] == scored["judge"] == 0.4
+    assert scored["judge/calls"] == 1
 
 
 def test_a_group_cannot_be_compared_here() -> None:
