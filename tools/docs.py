@@ -28,6 +28,7 @@ from refine_wrapper.hosts.adapter import ObjectiveSettings  # noqa: E402
 from refine_wrapper.plugins import hookspecs  # noqa: E402
 from refine_wrapper.plugins.manager import Plugins  # noqa: E402
 from refine_wrapper.plugins.options import describe_options  # noqa: E402
+from refine_wrapper.rewards.judge.settings import JudgeSettings  # noqa: E402
 from refine_wrapper.settings.config import RefineConfig  # noqa: E402
 from refine_wrapper.study.ablation.plan import HostPlan, Plan  # noqa: E402
 
@@ -40,6 +41,7 @@ FILES = (
     "docs/method.md",
     "docs/objectives.md",
     "docs/ablation.md",
+    "docs/rewards.md",
 )
 _TAG = re.compile(r"(<\w+>)")
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -70,6 +72,16 @@ def plan() -> str:
         if name != "folder":
             rows.append(f"| `{name}` | {field.description} |")
     rows += [f"| `hosts.HOST.{name}` | {field.description} |" for name, field in HostPlan.model_fields.items()]
+    return "\n".join(rows)
+
+
+def judge() -> str:
+    """Every setting of the judge, as a table."""
+    rows = ["| setting | default | what it does |", "|---|---|---|"]
+    for name, field in JudgeSettings.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        shown = "-" if default in (None, (), {}) else f"`{default}`".replace("|", "\\|")
+        rows.append(f"| `{name}` | {'required' if field.is_required() else shown} | {field.description} |")
     return "\n".join(rows)
 
 
@@ -155,6 +167,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "metrics": metrics,
     "plan": plan,
+    "judge": judge,
     "outcomes": outcomes,
     "hooks": hooks,
     "templates": templates,

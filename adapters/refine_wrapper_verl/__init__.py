@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from refine_wrapper_verl.manager import RefineAgentLoopManager
+    from refine_wrapper_verl.rewards import make_compute_score
 
-__all__ = ["RefineAgentLoopManager"]
+__all__ = ["RefineAgentLoopManager", "make_compute_score"]
 
 
 def __getattr__(name: str) -> object:
     # Loaded on first use: the plugin manager and Hydra import this package in processes that must not import veRL.
-    if name in __all__:
-        return getattr(import_module("refine_wrapper_verl.manager"), name)
+    if name == "RefineAgentLoopManager":
+        return import_module("refine_wrapper_verl.manager").RefineAgentLoopManager
+    if name == "make_compute_score":
+        return import_module("refine_wrapper_verl.rewards").make_compute_score
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

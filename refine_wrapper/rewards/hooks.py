@@ -10,6 +10,7 @@ from refine_wrapper.plugins.hookspecs import hookimpl
 from refine_wrapper.rewards import answers
 from refine_wrapper.rewards.format import FormatReward
 from refine_wrapper.rewards.interface import Reward
+from refine_wrapper.rewards.judge import JudgeReward
 from refine_wrapper.rewards.math import MathReward
 from refine_wrapper.rewards.reasoning_gym import ReasoningGymReward
 from refine_wrapper.rewards.scalar import scalar
@@ -33,4 +34,9 @@ def extract_answer(text: str) -> str:
 @cache
 def _built_in() -> Mapping[str, Reward]:
     # The same objects for every plugin manager of this process: the process that `math` starts is shared too.
-    return {"math": MathReward(), "format": FormatReward(), "reasoning-gym": ReasoningGymReward()}
+    return {
+        "math": MathReward(),
+        "format": FormatReward(),
+        "reasoning-gym": ReasoningGymReward(),
+        "judge": JudgeReward(),  # with the settings that the environment names, read when it is first called
+    }

@@ -17,7 +17,8 @@ class WeightedSum:
     """The sum of weight times reward over several reward functions.
 
     A part that does not apply to a completion (None) is left out of its sum; where no part applies the sum is
-    None. NaN is a number here, and makes the sum NaN. The name says what is summed, as in
+    None. Where a part with ``none_is_failure`` (a judge) gives None the sum is None too: left out it would count as 0.
+    NaN is a number here, and makes the sum NaN. The name says what is summed, as in
     ``math+0.2*format``.
 
     Args:
@@ -48,14 +49,22 @@ class WeightedSum:
             PluginError: If a part does not return one number or None per completion; naming it.
         """
         sums: list[float | None] = [None] * len(completions)
+        failed: set[int] = set()
         for reward, weight in self._parts:
             returned = reward(prompts=prompts, completions=completions, **columns)
             for index, value in enumerate(_checked_values(reward, returned, len(completions))):
-                if value is not None:
+                if value is None and getattr(reward, "none_is_failure", False):
+                    failed.add(index)
+                elif value is not None:
                     # Not `or 0.0`: -0.0 and NaN stay what they are.
                     before = sums[index]
                     sums[index] = weight * value if before is None else before + weight * value
-        return sums
+        return [None if index in failed else value for index, value in enumerate(sums)]
+
+    @property
+    def needs_group(self) -> bool:
+        """Whether a part compares the completions of a group, so that it cannot score them one by one."""
+        return any(getattr(reward, "needs_group", False) for reward, _ in self._parts)
 
     def __repr__(self) -> str:
         return f"WeightedSum({', '.join(f'({_name(reward)}, {weight:g})' for reward, weight in self._parts)})"

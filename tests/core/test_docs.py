@@ -14,6 +14,7 @@ from core_standins import asked, built_in, carried_out, plain, planner_with, plu
 from refine_wrapper.core.metrics import MEANINGS
 from refine_wrapper.core.planner import make_rules
 from refine_wrapper.plugins import hookspecs
+from refine_wrapper.rewards.judge import JudgeSettings
 from refine_wrapper.settings.config import RefineConfig, field_names
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,6 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
     ("file", "names"),
     [
         ("configuration.md", [f"`--refine.{name}`" for name in field_names()]),
+        ("rewards.md", [f"| `{name}` |" for name in JudgeSettings.model_fields]),
         ("metrics.md", [f"`{name.rpartition('/')[2]}`" if name.count("/") > 1 else f"`{name}`" for name in MEANINGS]),
         ("plugins.md", [f"### `{name}`" for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]),
     ],

@@ -9,8 +9,8 @@ from typing import Any
 from refine_wrapper.core.prompts.chat_frame import RenderedChat
 from refine_wrapper.core.prompts.thinking import begun_answer
 from refine_wrapper.core.prompts.variables import VARIABLES, VariableText
-from refine_wrapper.messages import Message
 from refine_wrapper.errors import PromptError, TemplateError
+from refine_wrapper.messages import Message
 
 _ROLES = ("user", "assistant", "user")
 

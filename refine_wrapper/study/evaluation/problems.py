@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from refine_wrapper.core.types import Prompt
-from refine_wrapper.messages import Message
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.messages import Message
 from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.rewards.interface import Reward
 from refine_wrapper.study.evaluation.files import SUFFIXES, read_rows
