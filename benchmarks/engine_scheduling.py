@@ -35,9 +35,10 @@ os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other measure who else uses the machine
 
-from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.modes.interface import GroupSoFar
+from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.rollout import Rollout
-from refine_wrapper.core.types import PromptRoom, Refinement, SampledDraft
+from refine_wrapper.core.types import GroupId, PromptRoom, Question, Sample
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 
@@ -138,6 +139,13 @@ class Load:
     lengths: list[list[int]]
     num_drafts: int
 
+    @property
+    def group_size(self) -> int:
+        return len(self.lengths[0]) - self.num_drafts
+
+    def question(self, number: int) -> Question:
+        return Question(GroupId("train", 0, number), self.prompts[number])
+
 
 def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
     """Prompts of 161 tokens; log-normal lengths of at most 240 tokens; those of one prompt are correlated as asked."""
@@ -154,46 +162,51 @@ def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
     return Load(prompts, lengths, options.num_drafts)
 
 
-async def single_stage(engine: Engine, load: Load, refiner: Refiner) -> None:
+async def single_stage(engine: Engine, load: Load, planner: Planner) -> None:
     await asyncio.gather(
         *(engine.generate(q, n) for q, lengths in zip(load.prompts, load.lengths, strict=True) for n in lengths)
     )
 
 
-async def barrier(engine: Engine, load: Load, refiner: Refiner) -> None:
-    async def drafts(number: int) -> list[SampledDraft]:
-        return await asyncio.gather(*(_draft(engine, load, number, n) for n in range(load.num_drafts)))
+async def barrier(engine: Engine, load: Load, planner: Planner) -> None:
+    async def drafts(number: int) -> GroupSoFar:
+        group, _ = planner.next(planner.open(load.question(number), load.group_size))
+        sampled = await asyncio.gather(*(_draft(engine, load, planner, number, n) for n in range(load.num_drafts)))
+        return planner.add(group, sampled)
 
-    sampled = await asyncio.gather(*(drafts(number) for number in range(len(load.prompts))))
-    plans = [refiner.plan(str(i), q, s) for i, (q, s) in enumerate(zip(load.prompts, sampled, strict=True))]
+    groups = await asyncio.gather(*(drafts(number) for number in range(len(load.prompts))))
+    prompts = [str(planned.prompt) for _, planned in map(planner.next, groups) if planned is not None]
     await asyncio.gather(
         *(
-            engine.generate(str(plan.prompt), length)
-            for plan, lengths in zip(plans, load.lengths, strict=True)
+            engine.generate(prompt, length)
+            for prompt, lengths in zip(prompts, load.lengths, strict=True)
             for length in lengths[load.num_drafts :]
         )
     )
 
 
-async def pipelined(engine: Engine, load: Load, refiner: Refiner, *, in_order: bool = True) -> None:
-    rollout = Rollout(refiner)
+async def pipelined(engine: Engine, load: Load, planner: Planner, *, in_order: bool = True) -> None:
+    rollout = Rollout(planner, lambda key, group: None)
 
     async def member(number: int, length: int) -> None:
-        with rollout.join(number, len(load.lengths[number]) - load.num_drafts) as me:
-            plan = await me.plan(str(number), load.prompts[number], lambda index: _draft(engine, load, number, index))
-            text = await engine.generate(str(plan.prompt), length, plan.priority if in_order else 0)
-            me.report(Refinement(text, 0.0, length))
+        with rollout.join(number, load.group_size) as me:
+            planned = await me.turn(
+                load.question(number), lambda _, index: _draft(engine, load, planner, number, index)
+            )
+            text = await engine.generate(str(planned.prompt), length, planned.priority if in_order else 0)
+            await me.report(planner.scored(Sample(text, num_tokens=length), 0.0))
 
     await asyncio.gather(*(member(i, n) for i, lengths in enumerate(load.lengths) for n in lengths[load.num_drafts :]))
 
 
-async def _draft(engine: Engine, load: Load, number: int, index: int) -> SampledDraft:
+async def _draft(engine: Engine, load: Load, planner: Planner, number: int, index: int) -> Sample:
     length = load.lengths[number][index]
+    text = await engine.generate(load.prompts[number], length)
     # The reward: which draft is best must not depend on what a random model says.
-    return SampledDraft(await engine.generate(load.prompts[number], length), float(-index), length)
+    return planner.scored(Sample(text, num_tokens=length), float(-index))
 
 
-MODES: dict[str, Callable[[Engine, Load, Refiner], Awaitable[None]]] = {
+MODES: dict[str, Callable[[Engine, Load, Planner], Awaitable[None]]] = {
     "single stage": single_stage,
     "barrier": barrier,
     "pipelined, as they come": partial(pipelined, in_order=False),
@@ -229,11 +242,11 @@ def build_engine(folder: Path, tokenizer: Any, slots: int) -> Engine:
 
 def measure(engine: Engine, mode: str, load: Load, template: str) -> dict[str, float]:
     room = PromptRoom(engine.tokenizer, lambda prompt: len(engine.tokenizer.encode(prompt)), MAX_LENGTH - 240)
-    refiner = Refiner(RefineConfig(num_drafts=load.num_drafts, template=template, max_reward=0.0), room)
+    planner = Planner(RefineConfig(num_drafts=load.num_drafts, template=template, max_reward=0.0), room)
     engine.engine.reset_prefix_cache()
     engine.steps = engine.prompt_tokens = engine.cached_tokens = 0
     started = time.perf_counter()
-    asyncio.run(engine.serve(MODES[mode](engine, load, refiner)))
+    asyncio.run(engine.serve(MODES[mode](engine, load, planner)))
     return {
         "steps": engine.steps,
         "seconds": time.perf_counter() - started,

@@ -143,13 +143,15 @@ def test_the_table_has_the_values_of_every_cell(ablation: Ablation) -> None:
         assert (rewards["seconds"] >= 0).all()
     assert {"refine/uplift", "refine/copy_rate", "entropy"} <= set(refined["metric"])
     assert not any(name.startswith("refine/") for name in plain["metric"])
+    assert set(refined["mode"]) == {"paper"}
+    assert plain["mode"].isna().all()
 
 
 def test_generated_tokens_are_those_of_the_trace(ablation: Ablation) -> None:
     groups = read_trace(ablation.cell("trl--grpo--palindrome--4+4--seed0") / "trace")
     table = ablation.table
     rows = table[(table["cell"] == "trl--grpo--palindrome--4+4--seed0") & (table["metric"] == "reward")]
-    tokens = sum(answer["num_tokens"] for group in groups for answer in (*group["drafts"], *group["refinements"]))
+    tokens = sum(sample["num_tokens"] for group in groups for sample in group["samples"])
     assert rows["tokens"].iloc[-1] == tokens
     assert len(groups) == PROMPTS * STEPS
 
@@ -216,11 +218,13 @@ def test_tokens_are_matched_by_a_pilot_and_ctrl_c_leaves_nothing_running(tmp_pat
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environ())
     assert ran.returncode == 0, ran.stdout + ran.stderr
     pilot = read_trace(refined / "pilot" / "trace")
-    per_step = sum(a["num_tokens"] for g in pilot for a in (*g["drafts"], *g["refinements"])) / 2
+    per_step = sum(sample["num_tokens"] for group in pilot for sample in group["samples"]) / 2
     table = pd.read_parquet(out / "results.parquet")
     rows = table[(table["cell"] == plain.name) & (table["metric"] == "completion_length")]
     budget = rows["value"].sum() * PROMPTS * 8
     steps = json.loads((refined / "trained.json").read_text())["steps"]
     assert steps == max(1, round(budget / per_step))
+    assert "refinements saw a draft" in " ".join(ran.stdout.split())  # nothing held out is measured
+    assert "refinements saw a draft" in (out / "summary.md").read_text(encoding="utf-8")
     trained = table[(table["cell"] == refined.name) & (table["metric"] == "reward")]
     assert trained["step"].max() == steps

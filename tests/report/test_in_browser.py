@@ -168,7 +168,7 @@ def test_filters_change_what_is_listed(show: Show, page_file: Path) -> None:
         page.select_option("#filter-action", action)
         check(lambda group, action=action: group["action"] == action)
     page.check("#filter-mixed")
-    check(lambda group: len({sample["reward"] for sample in group["refinements"]}) > 1)
+    check(lambda group: len({s["reward"] for s in group["samples"] if s["slot"] is not None} - {None}) > 1)
     page.fill("#filter-from", "20")
     page.fill("#filter-to", "30")
     check(lambda group: 20 <= group["step"] <= 30)
@@ -199,23 +199,60 @@ def test_pages_of_groups_by_keyboard(show: Show, page_file: Path) -> None:
     page.wait_for_selector(".group[open] .sample")
 
 
-def test_a_group_shows_its_drafts_the_chosen_one_and_the_refinements(show: Show, tmp_path: Path) -> None:
-    page = show(write_report(make_trace(tmp_path, steps=6, plain_share=0.3))).page
+@pytest.mark.parametrize(
+    ("mode", "titles"),
+    [
+        ("paper", {"Drafts: context only; number", "Refinements, with number", "in the prompt: trained"}),
+        ("joint", {"Answers to the question: trained; number", "in the prompt: trained"}),
+        ("on_failure", {"Answers to the question: trained", "in the prompt: trained; all samples are wrong"}),
+        ("rescue", {"in the prompt: right ones take a slot; all samples are wrong"}),
+        ("rounds", {"Drafts: context only; number", "in the prompt: context only; number", "in the prompt: trained"}),
+    ],
+)
+def test_a_group_shows_its_rounds_and_what_is_shown_to_which(
+    show: Show, tmp_path: Path, mode: str, titles: set[str]
+) -> None:
+    trace = make_trace(tmp_path, steps=10, prompts=2, plain_share=0.3, mode=mode, num_drafts=2)
+    page = show(write_report(trace)).page
     groups = {group["id"]: group for group in json.loads(page.text_content("#data") or "")["groups"]}
     refined = next(id for id in _ids(page) if groups[id]["action"] == "refine")
-    for id in _ids(page)[:8]:
+    said = ""
+    for id in _ids(page):
         group, shown = groups[id], page.locator(f'.group[data-id="{id}"]')
+        samples, rounds = group["samples"], group["rounds"]
         shown.locator("summary").first.click()
         shown.locator(".inside").wait_for()
-        texts = shown.locator(".sample pre").all_text_contents()
-        assert texts == [sample["text"] for sample in group["drafts"] + group["refinements"]]
-        chosen = shown.locator(".sample.chosen")
-        assert chosen.count() == (1 if group["action"] == "refine" else 0)
-        if group["action"] == "refine":
-            assert chosen.locator("pre").text_content() == group["drafts"][group["selected"]]["text"]
-        copies = shown.locator(".tag", has_text="repeats the draft").count()
-        assert copies == sum(sample["copy"] for sample in group["refinements"])
-    assert "Draft:" in groups[refined]["prompt"]
+        said += "\n".join(shown.locator("h4").all_text_contents())
+        assert shown.locator(".sample pre").all_text_contents() == [sample["text"] for sample in samples]
+        in_prompts = [samples[at]["text"] for at in sorted({r["show"] for r in rounds} - {None})]
+        assert shown.locator(".sample.chosen pre").all_text_contents() == in_prompts
+        assert bool(in_prompts) == (group["action"] == "refine")
+        for tag, count in (
+            ("repeats what it was shown", sum(sample["copy"] for sample in samples)),
+            ("trained as an answer to the question", sum(sample["on_question"] for sample in samples)),
+            ("takes slot", sum(s["slot"] is not None and rounds[s["round"]]["use"] == "take" for s in samples)),
+            ("lost its slot", sum(s["slot"] is None and rounds[s["round"]]["use"] == "fill" for s in samples)),
+        ):
+            assert shown.locator(".tag", has_text=tag).count() == count, (id, tag)
+    assert [title for title in titles if title not in said] == []
+    taken = [sample for group in groups.values() for sample in group["samples"] if sample["on_question"]]
+    assert bool(taken) == (mode in ("on_failure", "rescue"))
+    shown = next(r for r in groups[refined]["rounds"] if r["show"] is not None)
+    assert groups[refined]["samples"][shown["show"]]["text"] in shown["prompt"]
+
+
+def test_a_replaced_group_says_so(show: Show, tmp_path: Path) -> None:
+    trace = make_trace(tmp_path, steps=1, prompts=2, plain_share=0.0)
+    first, *rest = (trace / "groups.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.dumps({**json.loads(first), "replaced": True, "trained": False})
+    (trace / "groups.jsonl").write_text("\n".join([first, *rest]) + "\n", encoding="utf-8")
+    page = show(write_report(trace)).page
+    assert page.locator(".group .tag", has_text="replaced").count() == 1
+    group = page.locator(".group", has=page.locator(".tag", has_text="replaced"))
+    group.locator("summary").first.click()
+    group.locator(".inside").wait_for()
+    assert "in the prompt: not trained" in group.inner_text()
+    assert "sampled, not trained" in group.inner_text()
 
 
 def test_texts_of_the_run_stay_text(show: Show, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from refine_testing.report_runs import make_run, make_trace
 
 from refine_wrapper.cli import cli
-from refine_wrapper.core.metrics import summarize
-from refine_wrapper.core.trace import outcome_of_record, read_trace
+from refine_wrapper.core.metrics import is_cause, summarize
+from refine_wrapper.core.trace import TraceWriter, group_of_record, read_trace
+from refine_wrapper.core.types import GroupId
 from refine_wrapper.rewards.answers import extract_answer
+from refine_wrapper.study.ablation.spent import refined_spent
 from refine_wrapper.study.report import write_report
 from refine_wrapper.study.report.curves import Curves
 from refine_wrapper.study.report.groups import clip, sample_groups
@@ -30,8 +33,8 @@ from refine_wrapper.study.report.run_folder import read_run
 from refine_wrapper.study.report.tables import comparisons, settings_drawn, settings_tables
 
 PLAIN: dict[str, Any] = {
-    "host": "trl", "objective": "grpo", "task": "t", "refined": False, "num_drafts": 0, "group_size": 8,
-    "selector": None, "template": None, "share": None,
+    "host": "trl", "objective": "grpo", "task": "t", "refined": False, "mode": None, "num_drafts": 0,
+    "group_size": 8, "selector": None, "template": None, "share": None, "options": None,
 }  # fmt: skip
 
 
@@ -143,13 +146,79 @@ def test_the_start_model_and_several_hosts_are_named(tmp_path: Path) -> None:
 
 def test_a_trace_is_summarized_as_its_run_was(tmp_path: Path) -> None:
     run = read_run(make_trace(tmp_path / "trace", steps=5, prompts=4))
-    outcomes = [outcome_of_record(record) for record in read_trace(tmp_path / "trace") if record["step"] == 3]
-    expected = summarize(outcomes, max_reward=1.0, extract_answer=extract_answer)
+    groups = [group_of_record(record) for record in read_trace(tmp_path / "trace") if record["step"] == 3]
+    expected = summarize(groups, max_reward=1.0, extract_answer=extract_answer)
     step = run.table[run.table["step"] == 3].set_index("metric")
     for metric in ("refine/uplift", "refine/copy_rate", "refine/gradient_active_share", "refine/draft_reward_best"):
         assert step.loc[metric, "value"] == pytest.approx(expected[metric])
     assert step["completions"].unique().tolist() == [3 * 4 * 8]
     assert run.table["step"].is_monotonic_increasing
+
+
+def test_what_a_resumed_run_sampled_again_counts_once(tmp_path: Path) -> None:
+    """The run died in step 3 and went on from step 2: groups of step 2 and 3 are there twice, the later ones count."""
+    trace = make_trace(tmp_path / "trace", steps=3, prompts=4, seed=1)
+    whole = make_trace(tmp_path / "whole", steps=5, prompts=4, seed=2)
+    again = (whole / "groups.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[4:]
+    with (trace / "groups.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(again)
+    table, expected = read_run(trace).table, read_run(whole).table
+    for step in range(2, 6):
+        of_step, wanted = (t[t["step"] == step].set_index("metric")["value"] for t in (table, expected))
+        assert of_step["refine/groups"] == 4
+        assert of_step["refine/uplift"] == pytest.approx(wanted["refine/uplift"], nan_ok=True)
+    assert sample_groups(read_run(trace), 100).total == 20
+    assert sum(one.completions for one in refined_spent(trace).values()) == 5 * 4 * 8
+
+
+def test_replaced_groups_count_as_the_run_counted_them(tmp_path: Path) -> None:
+    """Dynamic sampling: what was sampled counts all, every other figure only the groups that were trained."""
+    source = make_trace(tmp_path / "source", steps=1, prompts=8, plain_share=0.0)
+    groups = [group_of_record(record) for record in read_trace(source)]
+    groups = [replace(group, replaced=number >= 2) for number, group in enumerate(groups)]
+    writer = TraceWriter(tmp_path / "trace")
+    for group in groups:
+        writer.write(group)
+    values = read_run(tmp_path / "trace").table.set_index("metric")["value"]
+    logged = summarize(groups, max_reward=1.0, extract_answer=extract_answer)
+    logged = {name: value for name, value in logged.items() if "copy_rate" not in name and not is_cause(name)}
+    assert values.to_dict() == pytest.approx(logged)
+    assert (values["refine/groups"], values["refine/completions"]) == (2, 8 * 8)
+
+
+def test_groups_of_evaluations_are_in_no_figure_of_training(tmp_path: Path) -> None:
+    trace = make_trace(tmp_path / "trace", steps=2, prompts=4)
+    alone = read_run(trace).table
+    writer = TraceWriter(trace, texts=True)
+    for record in read_trace(trace)[:3]:
+        group = group_of_record(record)
+        writer.write(replace(group, question=replace(group.question, id=GroupId("eval", 1, group.id.place))))
+    assert read_run(trace).table["value"].tolist() == pytest.approx(alone["value"].tolist(), nan_ok=True)
+
+
+def test_zero_of_all_problems_is_no_certainty(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", seeds=1, steps=3, tasks=("sort",), objectives=("grpo",), failed=False)
+    table = pd.read_parquet(folder / "results.parquet")
+    held_out = table[table["metric"] == "eval/single_shot"]
+    others = table[~table["metric"].str.startswith("eval/")]
+    ends = {"": 0.0, "/se": 0.0, "/low": 0.0, "/high": 0.161}
+    rows = [held_out.assign(metric=f"eval/single_shot{end}", value=value) for end, value in ends.items()]
+    pd.concat([others, *rows]).to_parquet(folder / "results.parquet")
+    measured = settings_tables(read_run(folder), "eval/single_shot")[0]
+    assert [values[0] for _, _, _, values in measured.rows] == ["0.000 [0.000, 0.161]"] * 2
+    assert measured.columns == ("Held-out accuracy, single-shot",)
+
+
+def test_results_from_before_modes_are_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=3, tasks=("sort",), objectives=("grpo",), failed=False)
+    table = pd.read_parquet(folder / "results.parquet")
+    table.drop(columns=["mode", "options"]).to_parquet(folder / "results.parquet")
+    assert [one["name"] for one in settings_drawn(read_run(folder))] == ["grpo · plain 8", "grpo · 4 + 4, best"]
+
+
+def test_a_trace_names_its_mode(tmp_path: Path) -> None:
+    trace = make_trace(tmp_path / "trace", steps=3, mode="joint", num_drafts=2)
+    assert {one["name"] for one in settings_drawn(read_run(trace))} == {"joint 4, 2 drafts, best"}
 
 
 def test_the_highest_reward_can_be_told(tmp_path: Path) -> None:
@@ -186,11 +255,12 @@ def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
 def test_a_large_trace_is_never_in_memory(tmp_path: Path) -> None:
     trace = make_trace(tmp_path / "trace", steps=1, prompts=1)
     record = json.loads((trace / "groups.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    for entry in record["drafts"] + record["refinements"]:
+    for entry in record["samples"]:
         entry["text"] = "word " * 1000
     with (trace / "groups.jsonl").open("w", encoding="utf-8") as file:
         for step in range(800):
-            file.write(json.dumps({**record, "step": step}) + "\n")
+            numbered = {"group_id": f"train-{step}-0", "id": ["train", step, 0, 0], "step": step}
+            file.write(json.dumps({**record, **numbered}) + "\n")
     size = (trace / "groups.jsonl").stat().st_size
     read_run(make_trace(tmp_path / "small", steps=2))  # so that imports are not counted
     tracemalloc.start()
@@ -240,6 +310,11 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "holds nothing: no group was finished")
     (tmp_path / "empty" / "groups.jsonl").write_text('{"group_id": "g", "step": 1}\n', encoding="utf-8")
     refused(tmp_path / "empty", "not a trace that refine-wrapper wrote")
+    old = '{"version": 1, "group_id": "g", "step": 1, "drafts": [], "refinements": []}\n'
+    (tmp_path / "empty" / "groups.jsonl").write_text(old, encoding="utf-8")
+    refused(tmp_path / "empty", r"from before there were modes \(trace version 1\)\. Train again")
+    (tmp_path / "empty" / "groups.jsonl").write_text('{"version": 3, "group_id": "g"}\n', encoding="utf-8")
+    refused(tmp_path / "empty", r"by a newer refine-wrapper \(trace version 3; this one reads 2\)")
     refused(run, r"cannot be written.*--out", output=tmp_path / "run" / "plan.yaml" / "page.html")
 
 

@@ -48,7 +48,9 @@ def refined_spent(trace: Path) -> dict[int, Spent]:
         return {}
     # A run that died and was resumed samples some groups once more: what came later counts.
     for group in {group["group_id"]: group for group in read_trace(trace)}.values():
-        _, _, _, attempt = group["id"]
+        purpose, _, _, attempt = group["id"]
+        if purpose != "train":
+            continue
         total = totals.setdefault(int(group["step"] or 0), [0, 0, 0])
         total[0] += attempt == 0
         total[1] += len(group["samples"])

@@ -162,7 +162,7 @@ def _axes(logged: Mapping[str, list[Value]], spent: Mapping[int, Spent]) -> dict
 
 
 def _evaluated(folder: CellFolder) -> Iterator[tuple[str, float]]:
-    """``eval/single_shot``, its standard error over problems, ``eval/single_shot/pass@4`` ..."""
+    """``eval/single_shot``, its standard error or interval over problems, ``eval/single_shot/pass@4`` ..."""
     measured = read_json(folder.path / "evaluation" / "evaluation.json")
     for name, measure in (measured or {}).get("measures", {}).items():
         for position, (figure, estimate) in enumerate(measure["figures"].items()):
@@ -174,5 +174,8 @@ def _evaluated(folder: CellFolder) -> Iterator[tuple[str, float]]:
                     f"eval/{name}/se",
                     float(estimate["standard_error"] if estimate["standard_error"] is not None else nan),
                 )
+                # Where all problems agree the standard error is 0 and says nothing.
+                for end, bound in zip(("low", "high"), estimate.get("interval") or (), strict=False):
+                    yield f"eval/{name}/{end}", float(bound)
             else:
                 yield f"eval/{name}/{figure}", float(estimate["value"])

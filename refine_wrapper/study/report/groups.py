@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from refine_wrapper.core.metrics import gradient_active
+from refine_wrapper.core.trace import group_of_record
+from refine_wrapper.core.types import Sample
 from refine_wrapper.rewards.answers import extract_answer
-from refine_wrapper.study.report.run import Cell, Run
+from refine_wrapper.study.report.run import Cell, ReportError, Run
 from refine_wrapper.study.report.trace_table import NO_STEP, TraceIndex, index_trace
 
 _HEAD, _TAIL = 2500, 1500
@@ -33,7 +36,11 @@ class Groups:
 
 
 def sample_groups(run: Run, max_groups: int) -> Groups:
-    """Read the traces one after another, and keep at most so many groups, as many of each cell."""
+    """Read the traces one after another, and keep at most so many groups, as many of each cell.
+
+    Raises:
+        ReportError: If one is no trace.
+    """
     cells = [cell for cell in run.cells if cell.trace is not None]
     shown: list[dict[str, Any]] = []
     total = incomplete = 0
@@ -46,7 +53,13 @@ def sample_groups(run: Run, max_groups: int) -> Groups:
         incomplete += index.incomplete
         left = len(cells) - number
         share = -(-(max_groups - len(shown)) // left)
-        shown += [_group(record, number, cell) for record in index.records(_even(index, share))]
+        try:
+            shown += [_group(record, number, cell) for record in index.records(_even(index, share))]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ReportError(
+                f"refine: {str(cell.trace)!r} is not a trace that refine-wrapper wrote ({type(error).__name__}: "
+                f"{error})."
+            ) from error
     return Groups(tuple(_cell(cell, run) for cell in cells), tuple(shown), total, incomplete)
 
 
@@ -78,55 +91,64 @@ def _cell(cell: Cell, run: Run) -> dict[str, Any]:
 
 
 def _group(record: Mapping[str, Any], cell_number: int, cell: Cell) -> dict[str, Any]:
-    """One group as the page needs it; fields of another version of the trace may be missing."""
-    drafts: Sequence[Mapping[str, Any]] = record.get("drafts") or []
-    refinements: Sequence[Mapping[str, Any]] = record.get("refinements") or []
-    selected = record.get("selected")
-    reward = drafts[selected].get("reward") if isinstance(selected, int) and selected < len(drafts) else None
-    step = record.get("step")
-    draft_text = record.get("draft_text")
-    refined = record.get("action") == "refine"
-    answer = extract_answer(draft_text) if refined and isinstance(draft_text, str) else None
+    """One group as the page needs it: what was sampled under which prompt, and what became of each sample."""
+    group = group_of_record(record)
+    shown = group.last_shown()
+    slot_of = {slot.sample: (number, slot) for number, slot in enumerate(group.slots_S)}
+    answers = {
+        planned.number: extract_answer(planned.shown_text)
+        for planned in group.rounds
+        if planned.ask.show is not None and "question" in record
+    }
     return {
         "cell": cell_number,
-        "id": str(record.get("group_id")),
-        "step": step if isinstance(step, int) and step != NO_STEP else None,
-        "action": str(record.get("action")),
-        "cause": record.get("cause"),
-        "selected": selected,
-        "selector": record.get("selector"),
-        "tied": record.get("tied"),
-        "shortened": bool(record.get("draft_shortened")),
-        "at_max": reward >= cell.max_reward if refined and isinstance(reward, (int, float)) else None,
-        "mixed": _mixed([entry.get("reward") for entry in refinements]),
+        "id": str(group.id),
+        "step": group.step if group.step != NO_STEP else None,
+        "mode": group.mode,
+        "action": "refine" if group.refined else "plain" if group.trained or group.replaced else "skip",
+        "trained": group.trained,
+        "replaced": group.replaced,
+        "cause": group.cause.value if group.cause else None,
+        "reason": group.reason,
+        "selector": group.selector,
+        "tied": group.num_tied,
+        "at_max": None if shown is None or shown.reward is None else shown.reward >= cell.max_reward,
+        "mixed": gradient_active(group),
         "question": _text(record.get("question")),
-        "prompt": _text(record.get("prompt")) if refined else None,
-        "drafts": [_sample(entry) for entry in drafts],
-        "refinements": [{**_sample(entry), "copy": _copies(entry, answer)} for entry in refinements],
+        "rounds": [
+            {
+                "use": planned.ask.use.value,
+                "show": planned.ask.show,
+                "final": planned.ask.final,
+                "shortened": planned.shortened,
+                "reason": planned.ask.reason,
+                "prompt": _text(entry.get("prompt")),
+            }
+            for planned, entry in zip(group.rounds, record["rounds"], strict=True)
+        ],
+        "samples": [
+            {
+                **_sample(sample, texts="question" in record),
+                "copy": sample.round in answers and extract_answer(sample.visible) == answers[sample.round],
+                "slot": slot_of[sample.index][0] if sample.index in slot_of else None,
+                "on_question": sample.index in slot_of and slot_of[sample.index][1].on_question,
+            }
+            for sample in group.samples
+        ],
     }
 
 
-def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
-    outcome = str(entry.get("outcome", "ok"))
-    problem = entry.get("failure") or (f"{outcome}: {entry.get('detail', '')}".rstrip(": ") if outcome != "ok" else "")
+def _sample(sample: Sample, *, texts: bool) -> dict[str, Any]:
+    problem = "" if sample.usable else f"{sample.outcome.value}: {sample.detail}".rstrip(": ")
     return {
-        "reward": entry.get("reward"),
-        "tokens": entry.get("num_tokens"),
-        "finished": bool(entry.get("finished", True)),
-        "problem": clip(str(problem)),
-        "text": _text(entry.get("text")),
+        "round": sample.round,
+        "held": sample.held,
+        "reward": sample.reward,
+        "tokens": sample.num_tokens,
+        "finished": sample.finished,
+        "problem": clip(problem),
+        "text": clip(sample.text) if texts else None,
     }
-
-
-def _copies(entry: Mapping[str, Any], answer: str | None) -> bool:
-    text = entry.get("text")
-    return answer is not None and isinstance(text, str) and extract_answer(text) == answer
-
-
-def _mixed(rewards: Sequence[Any]) -> bool:
-    """As :func:`refine_wrapper.core.metrics.gradient_active`: equal rewards give no group-relative gradient."""
-    known = [reward for reward in rewards if isinstance(reward, (int, float)) and reward == reward]
-    return len(known) > 1 and max(known) - min(known) > 1e-8
 
 
 def _text(value: Any) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from refine_wrapper.core.metrics import METRICS
+from refine_wrapper.core.metrics import MEANINGS
 from refine_wrapper.errors import RefineError
 from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.study.ablation.cell import START
@@ -25,7 +25,8 @@ DEFAULT_METRIC: Final = "eval/single_shot"
 _POINTS: Final = 300
 _POINTS_OF_OTHERS: Final = 120
 _HELD_OUT: Final = "eval/"
-_ERROR: Final = "/se"
+_ERRORS: Final = ("/se", "/low", "/high")
+"""Of a held-out figure over problems."""
 
 _TITLES: Final = {
     "eval/single_shot": "Held-out accuracy, single-shot",
@@ -105,7 +106,7 @@ def charts(run: Run) -> tuple[list[Chart], list[Chart]]:
     """The charts that are drawn, and those of every other metric that can be asked for."""
     # Of one cell: held-out results at the end alone make no curve, beside those of the start model neither.
     steps = run.table.groupby(["metric", "cell"], observed=True)["step"].nunique().groupby("metric").max()
-    measured = sorted(str(name) for name, count in steps.items() if count > 1 and not str(name).endswith(_ERROR))
+    measured = sorted(str(name) for name, count in steps.items() if count > 1 and not str(name).endswith(_ERRORS))
     drawn = [name for name in _DRAWN if name in measured]
     others = [name for name in measured if name not in drawn]
     curves = Curves(run.table, run.name_of)
@@ -181,7 +182,8 @@ def settings_tables(run: Run, metric: str | None) -> list[Table]:
         }
     tables = [
         (
-            "Measured; intervals are of the seeds, \N{PLUS-MINUS SIGN} of one seed is its standard error over problems",
+            "Measured; intervals are of the seeds; of one seed \N{PLUS-MINUS SIGN} is its standard error over "
+            "problems, or an interval over problems where all agree",
             {title_of(name): values for name, values in results.items()},
         ),
         ("Cost and diagnostics; late: the last quarter of the steps", costs),
@@ -204,7 +206,7 @@ def settings_tables(run: Run, metric: str | None) -> list[Table]:
 def held_out_metrics(run: Run) -> list[str]:
     """Names of what was measured on held-out problems, single-shot first."""
     names = [str(name) for name in run.table["metric"].unique()]
-    found = sorted(name for name in names if name.startswith(_HELD_OUT) and not name.endswith(_ERROR))
+    found = sorted(name for name in names if name.startswith(_HELD_OUT) and not name.endswith(_ERRORS))
     return sorted(found, key=lambda name: not name.startswith(DEFAULT_METRIC))
 
 
@@ -261,13 +263,19 @@ def _values_and_mean(values: list[float]) -> dict[str, Any]:
 
 def _means(run: Run, metric: str) -> dict[tuple[str, str], str]:
     """Final values of a metric: mean and interval over seeds, or the one seed and its error over problems."""
-    has_error = bool((run.table["metric"] == metric + _ERROR).any())
-    errors = _final_by_setting(run, metric + _ERROR) if has_error else {}
+    measured = set(run.table["metric"])
+    of_problems = {
+        error: _final_by_setting(run, metric + error) if metric + error in measured else {} for error in _ERRORS
+    }
     found: dict[tuple[str, str], str] = {}
     for key, row in _final_by_setting(run, metric).items():
-        alone = row["seeds"] == 1 and key in errors
-        of_problems = f" \N{PLUS-MINUS SIGN} {number(errors[key]['mean'])}" if alone else ""
-        found[key] = with_interval(row["mean"], row["low"], row["high"]) + of_problems
+        error, low, high = (of_problems[name].get(key) for name in _ERRORS)
+        if row["seeds"] == 1 and low and high:  # all problems agree
+            found[key] = with_interval(row["mean"], low["mean"], high["mean"])
+        elif row["seeds"] == 1 and error:
+            found[key] = f"{number(row['mean'])} \N{PLUS-MINUS SIGN} {number(error['mean'])}"
+        else:
+            found[key] = with_interval(row["mean"], row["low"], row["high"])
     return found
 
 
@@ -278,7 +286,7 @@ def _final_by_setting(run: Run, metric: str) -> dict[tuple[str, str], Mapping[An
 
 def _chart(curves: Curves, metric: str, points: int) -> Chart:
     share = metric.endswith(_SHARES) or metric in (DEFAULT_METRIC, "eval/with_draft")
-    note = _NOTES.get(metric) or METRICS.get(metric, "")
+    note = _NOTES.get(metric) or MEANINGS.get(metric, "")
     return Chart(metric, title_of(metric), note, share, curves.of(metric, points=points))
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from refine_wrapper.core.metrics import CausesSeen, summarize
-from refine_wrapper.core.trace import outcome_of_record, parse_line
-from refine_wrapper.core.types import GroupOutcome
+from refine_wrapper.core.trace import VERSION, group_of_record, parse_line
+from refine_wrapper.core.types import Group
 from refine_wrapper.rewards.answers import extract_answer
 from refine_wrapper.study.report.run import COLUMNS, Cell, ReportError, Run, setting_of
 
@@ -26,7 +26,7 @@ _LOOKED_AT: Final = 64
 
 @dataclass(slots=True)
 class TraceIndex:
-    """Where the groups of a trace are.
+    """Where the groups of a trace are. Of two with one id, which a resumed run sampled twice, the later one counts.
 
     Attributes:
         path: The ``groups.jsonl``.
@@ -61,18 +61,25 @@ def index_trace(path: Path) -> TraceIndex:
     """Read a trace once, line by line.
 
     Raises:
-        ReportError: If it cannot be read or holds no complete group.
+        ReportError: If it cannot be read, holds no complete group, or is of another version.
     """
     index = TraceIndex(path)
+    positions: dict[Any, int] = {}
     offset = 0
     try:
         with path.open("rb") as lines:
             for line in lines:
                 record = parse_line(line)
                 if record is not None:
+                    _check_version(path, record)
                     step = record.get("step")
-                    index.steps_P.append(step if isinstance(step, int) else NO_STEP)
-                    index.offsets_P.append(offset)
+                    step = step if isinstance(step, int) else NO_STEP
+                    position = positions.setdefault(record["group_id"], len(index))
+                    if position < len(index):
+                        index.steps_P[position], index.offsets_P[position] = step, offset
+                    else:
+                        index.steps_P.append(step)
+                        index.offsets_P.append(offset)
                 elif line.strip():
                     index.incomplete += 1
                 offset += len(line)
@@ -87,6 +94,20 @@ def index_trace(path: Path) -> TraceIndex:
     return index
 
 
+def _check_version(path: Path, record: dict[str, Any]) -> None:
+    version = record.get("version", 1)
+    if version == 1 and {"drafts", "refinements"} & set(record):
+        raise ReportError(
+            f"refine: {str(path)!r} was written by refine-wrapper from before there were modes (trace version 1). "
+            "Train again, or make its report with the version that trained it (0.1)."
+        )
+    if isinstance(version, int) and version > VERSION:
+        raise ReportError(
+            f"refine: {str(path)!r} was written by a newer refine-wrapper (trace version {version}; this one reads "
+            f"{VERSION}). Make its report with that one."
+        )
+
+
 def trace_run(path: Path, *, max_reward: float | None) -> Run:
     """A trace by itself as a run of one cell, summarized step by step with the metrics' own definitions.
 
@@ -99,7 +120,7 @@ def trace_run(path: Path, *, max_reward: float | None) -> Run:
     index = index_trace(path)
     try:
         looked_at = list(index.records(range(min(len(index), _LOOKED_AT))))
-        first = next((record for record in looked_at if record["selected"] is not None), looked_at[0])
+        first = next((record for record in looked_at if record["refined"]), looked_at[0])
         setting = _setting(first)
         # A generator: groups of one step at a time become numbers, texts are never kept.
         measured = pd.DataFrame(list(_rows(index, highest)), columns=list(_MEASURED))
@@ -125,11 +146,13 @@ def trace_run(path: Path, *, max_reward: float | None) -> Run:
 
 
 def _setting(record: dict[str, Any]) -> dict[str, Any]:
+    group = group_of_record(record)
     return setting_of(
         {
             "refined": True,
-            "num_drafts": len(record["drafts"]),
-            "group_size": len(record["refinements"]),
+            "mode": group.mode,
+            "num_drafts": len(group.drafts),
+            "group_size": group.num_slots,
             "selector": record["selector"] or "-",
         }
     )
@@ -141,14 +164,16 @@ def _rows(index: TraceIndex, max_reward: float) -> Iterator[tuple[str, int, floa
     started: float | None = None
     seen = CausesSeen()
     for step, records in _steps(index):
-        outcomes = [outcome_of_record(record) for record in records]
-        metrics = seen.keep(summarize(outcomes, max_reward=max_reward, extract_answer=extract_answer))
-        if not _has_texts(outcomes):
-            metrics.pop("refine/copy_rate", None)  # texts that were not written are all equal
+        groups = [group_of_record(record) for record in records if record["id"][0] == "train"]
+        if not groups:
+            continue
+        metrics = seen.keep(summarize(groups, max_reward=max_reward, extract_answer=extract_answer))
+        if not _has_texts(groups):  # texts that were not written are all equal
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("refine/copy_rate")}
         completions += metrics["refine/completions"]
         tokens += metrics["refine/draft_tokens"] + metrics["refine/refinement_tokens"]
         if started is None:
-            started = min(r["time"] - r["stage1_seconds"] - r["stage2_seconds"] for r in records)
+            started = min(r["time"] - sum(of_round["seconds"] for of_round in r["rounds"]) for r in records)
         seconds = max(record["time"] for record in records) - started
         for metric, value in metrics.items():
             yield metric, step, completions, tokens, seconds, value
@@ -167,5 +192,5 @@ def _steps(index: TraceIndex) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         start = end
 
 
-def _has_texts(outcomes: list[GroupOutcome]) -> bool:
-    return any(draft.text for outcome in outcomes for draft in outcome.plan.drafts_N)
+def _has_texts(groups: list[Group]) -> bool:
+    return any(sample.text for group in groups for sample in group.samples)

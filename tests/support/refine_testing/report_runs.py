@@ -1,6 +1,7 @@
 """Makes run folders as `refine-wrapper ablate` leaves them, without training: numbers from a seeded generator.
 
-A STAND-IN for a run, for tests of the report alone. Trace lines are written by the real TraceWriter.
+A STAND-IN for a run, for tests of the report alone. Groups are planned by the real Planner in any mode, and traced by the real
+TraceWriter; what a model would say and a reward would pay is drawn.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
+from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.trace import TraceWriter
-from refine_wrapper.core.types import Action, Draft, FallbackCause, GroupOutcome, GroupPlan, Refinement, Selection
+from refine_wrapper.core.types import Group, GroupId, Outcome, PromptRoom, Question, Sample
+from refine_wrapper.plugins.manager import Plugins
+from refine_wrapper.settings.config import RefineConfig
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",
@@ -26,8 +31,8 @@ HOSTILE = (
 """Drafts that would run, close an element or expand, were they taken for anything but text."""
 
 COLUMNS = (
-    "cell", "host", "objective", "refined", "num_drafts", "group_size", "selector", "template", "share", "task", "seed",
-    "metric", "step", "completions", "tokens", "seconds", "value",
+    "cell", "host", "objective", "task", "refined", "mode", "num_drafts", "group_size", "selector", "template", "share", "options",
+    "seed", "metric", "step", "completions", "tokens", "seconds", "value",
 )  # fmt: skip
 
 
@@ -72,14 +77,50 @@ def make_trace(
     hostile: bool = False,
     seed: int = 0,
     plain_share: float = 0.15,
+    **settings: Any,
 ) -> Path:
-    """A trace as `--refine.trace_dir` leaves it; by default with texts."""
+    """A trace as `--refine.trace_dir` leaves it, of groups with 4 slots; by default with texts.
+
+    In a share of groups no draft has a reward: some of them stay plain, others are not trained.
+    """
     writer = TraceWriter(folder, texts=texts)
     draw = random.Random(seed)
+    room = PromptRoom(_Characters(), lambda prompt: len(str(prompt)))
+    kept: tuple[Literal["plain", "skip"], ...] = ("plain", "skip")
+    planners = [
+        Planner(RefineConfig(on_no_draft=policy, **settings), room, Plugins(entry_points=False)) for policy in kept
+    ]
     for step in range(1, steps + 1):
-        for number in range(prompts):
-            writer.write(_group(draw, step, number, steps, plain_share, hostile and number == 0))
+        for place in range(prompts):
+            is_hostile = hostile and place == 0
+            works = is_hostile or draw.random() >= plain_share
+            question_id = GroupId("train", step, place)
+            writer.write(
+                _group(draw.choice(planners), draw, question_id, step / steps, works=works, hostile=is_hostile)
+            )
     return folder
+
+
+class _Characters:
+    """A STAND-IN for a tokenizer: a token is a character, and there is no chat template."""
+
+    def __init__(self) -> None:
+        self.chat_template: Any = None
+        self.all_special_tokens: list[str] = []
+        self.all_special_ids: list[int] = []
+        self.unk_token_id: int | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return "".join(map(chr, token_ids))
+
+    def get_added_vocab(self) -> Mapping[str, int]:
+        return {}
+
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **kwargs: Any) -> Any:
+        raise ValueError("no chat template")
 
 
 class _Cell:
@@ -91,11 +132,13 @@ class _Cell:
             "host": "trl",
             "objective": objective,
             "refined": refined,
+            "mode": "paper" if refined else None,
             "num_drafts": 4 if refined else 0,
             "group_size": 4 if refined else 8,
             "selector": "best" if refined else None,
             "template": "append" if refined else None,
             "share": 1.0 if refined else None,
+            "options": None,
             "task": task,
             "seed": seed,
         }
@@ -162,42 +205,31 @@ class _Cell:
             make_trace(folder / "trace", steps, prompts, hostile=hostile, seed=self.seed)
 
 
-def _group(draw: random.Random, step: int, number: int, steps: int, plain_share: float, hostile: bool) -> GroupOutcome:
+def _group(
+    planner: Planner, draw: random.Random, group_id: GroupId, done: float, *, works: bool, hostile: bool
+) -> Group:
     word = "".join(draw.choice("abcdefgh") for _ in range(6))
     right = word[::-1]
-    skill = 0.3 + 0.5 * step / steps
-    question = [{"role": "user", "content": f"Write {word} backwards."}]
+    question = Question(group_id, [{"role": "user", "content": f"Write {word} backwards."}])
 
-    def answer(chance: float) -> tuple[str, float]:
+    def sample(chance: float, shown: Sample | None, number: int) -> Sample:
         good = draw.random() < chance
-        text = right if good else "".join(draw.sample(right, len(right)))
-        return f"Reading from the end gives {text}.\n<answer>{text}</answer>", float(text == right)
+        if shown is not None and draw.random() < 0.4:
+            text, reward = shown.text, shown.reward or 0.0
+        else:
+            text = right if good else "".join(draw.sample(right, len(right)))
+            text, reward = f"Reading from the end gives {text}.\n<answer>{text}</answer>", float(text == right)
+        text = f"{HOSTILE[number % 4]} {text}" if hostile and shown is None else text
+        return Sample(text, num_tokens=draw.randint(8, 14), finished=draw.random() < 0.95, reward=reward)
 
-    drafts: list[Draft] = []
-    for index in range(4):
-        text, reward = answer(skill)
-        text = f"{HOSTILE[index]} {text}" if hostile else text
-        drafts.append(Draft(index, text, reward, draw.randint(8, 14), finished=draw.random() < 0.95))
-    best = max(drafts, key=lambda draft: draft.reward or 0.0)
-    tied = sum(draft.reward == best.reward for draft in drafts)
-    refined = hostile or draw.random() >= plain_share
-    refinements: list[Refinement] = []
-    for _ in range(4):
-        text, reward = answer(min(1.0, skill + 0.15))
-        if refined and draw.random() < 0.4:
-            text, reward = best.text, best.reward or 0.0
-        refinements.append(Refinement(text, reward, draw.randint(8, 14)))
-    action = Action.REFINE if refined else draw.choice((Action.PLAIN, Action.SKIP))
-    prompt = [*question[:-1], {"role": "user", "content": f"{question[0]['content']}\nDraft: {best.text}"}]
-    plan = GroupPlan(
-        group_id=f"{step}-{number}",
-        action=action,
-        question=question,
-        prompt=prompt if refined else question,
-        drafts_N=tuple(drafts),
-        selection=Selection(best, "best", tied),
-        draft_text=best.text if refined else "",
-        cause=None if refined else FallbackCause.PLAN_POLICY,
-        stage1_seconds=0.1,
-    )
-    return GroupOutcome(plan, tuple(refinements), 0.1, step)
+    group = planner.open(question, 4)
+    while True:
+        group, planned = planner.next(group)
+        if planned is None:
+            return planner.close(group, step=group_id.step)
+        shown = None if planned.ask.show is None else group.samples[planned.ask.show]
+        chance = min(1.0, 0.3 + 0.5 * done + (0.15 if planned.number else 0.0))
+        samples = [sample(chance, shown, number) for number in range(planned.ask.size)]
+        if not works and not planned.number:
+            samples = [replace(one, reward=None, outcome=Outcome.NO_REWARD) for one in samples]
+        group = planner.add(group, samples, seconds=0.1)

@@ -34,7 +34,7 @@
 
   function searched(group) {
     if (!texts.has(group)) {
-      const parts = [group.id, group.question, ...[...group.drafts, ...group.refinements].map((sample) => sample.text)];
+      const parts = [group.id, group.question, ...group.samples.map((sample) => sample.text)];
       texts.set(group, parts.filter(Boolean).join("\n").toLowerCase());
     }
     return texts.get(group);
@@ -80,14 +80,16 @@
   const written = (reward) =>
     reward === null || reward === undefined ? "–" : String(Math.round(reward * 1000) / 1000);
 
-  // A plan policy may choose a draft and then leave the group plain.
-  const inPrompt = (group) => (group.action === "refine" ? group.selected : null);
+  const ofRound = (group, number) => group.samples.flatMap((sample, at) => (sample.round === number ? [at] : []));
+
+  // Whether a later round shows this sample in its prompt.
+  const isShown = (group, at) => group.rounds.some((round) => round.show === at);
 
   function rewardElement(sample, group, chosen) {
     const none = sample.reward === null || sample.reward === undefined;
     const top = !none && sample.reward >= data.cells[group.cell].max_reward;
     const made = element("span", `reward${none ? " none" : ""}${top ? " top" : ""}${chosen ? " chosen" : ""}`, written(sample.reward));
-    if (chosen) made.title = "the draft in the prompt";
+    if (chosen) made.title = "shown in a later prompt";
     return made;
   }
 
@@ -102,9 +104,11 @@
     what.append(element("br"), element("span", "where", where));
     const rewards = element("span", "rewards");
     if (group.action !== "refine") rewards.append(element("span", "tag strong", ACTIONS[group.action] ?? group.action));
-    group.drafts.forEach((draft, at) => rewards.append(rewardElement(draft, group, at === inPrompt(group))));
-    if (group.drafts.length) rewards.append(element("span", "arrow", "→"));
-    group.refinements.forEach((refinement) => rewards.append(rewardElement(refinement, group)));
+    if (group.replaced) rewards.append(element("span", "tag strong", "replaced"));
+    group.rounds.forEach((round, number) => {
+      if (number) rewards.append(element("span", "arrow", "→"));
+      ofRound(group, number).forEach((at) => rewards.append(rewardElement(group.samples[at], group, isShown(group, at))));
+    });
     summary.append(element("span", "step", group.step === null ? "–" : `step ${group.step}`), what, rewards);
     made.append(summary);
     made.addEventListener("toggle", () => {
@@ -117,36 +121,60 @@
     const made = element("div", "inside");
     const add = (title, content) => made.append(element("h4", "", title), content);
     if (group.question !== null) add("Question", element("pre", "question", group.question));
-    if (group.drafts.length) add(draftsTitle(group), samples(group, group.drafts, inPrompt(group)));
-    add(group.action === "refine" ? "Refinements, trained with the draft in the prompt" : `Answers to the question (${ACTIONS[group.action]})`,
-      samples(group, group.refinements, -1));
-    if (group.prompt !== null) {
-      const prompt = element("details");
-      prompt.append(element("summary", "note", "The prompt that the refinements answer"), element("pre", "question", group.prompt));
-      made.append(element("h4"), prompt);
-    }
+    group.rounds.forEach((round, number) => {
+      add(roundTitle(group, round, number), samples(group, ofRound(group, number)));
+      if (round.prompt !== null) {
+        const prompt = element("details");
+        prompt.append(element("summary", "note", "The prompt that they answer"), element("pre", "question", round.prompt));
+        made.append(prompt);
+      }
+    });
+    const notes = [];
+    if (group.cause) notes.push(`Not refined: ${group.cause}.`);
+    if (group.reason && group.reason !== group.cause) notes.push(`Why: ${group.reason}.`);
+    if (group.replaced) notes.push("Dynamic sampling put another group in its place: sampled, not trained.");
+    if (notes.length) made.append(element("p", "note", notes.join(" ")));
     return made;
   }
 
-  function draftsTitle(group) {
-    const parts = ["Drafts"];
-    if (group.selected !== null) {
-      const equals = group.tied > 1 ? `, one of ${group.tied} equals` : "";
-      parts.push(`number ${group.selected + 1} chosen by ${group.selector}${equals}${group.shortened ? ", shortened to fit" : ""}`);
+  // What a round was sampled on, and what for; then what of it was shown next.
+  function roundTitle(group, round, number) {
+    const context = round.use === "context";
+    const next = group.rounds.slice(number + 1).find((later) => ofRound(group, number).includes(later.show));
+    const trained = group.trained ? "trained" : "not trained";
+    let title;
+    if (round.show !== null) {
+      const what = { context: "context only", fill: trained, take: "right ones take a slot" }[round.use];
+      title = `Refinements, with number ${round.show + 1} in the prompt: ${what}`;
+    } else if (round.use === "take") title = "More answers to the question: right ones take a slot";
+    else if (context) title = "Drafts: context only";
+    else title = `Answers to the question: ${trained}`;
+    if (round.shortened) title += "; what is shown was shortened to fit";
+    if (round.reason) title += `; ${round.reason}`;
+    if (next) {
+      const last = group.rounds.filter((later) => later.show !== null).pop(); // what `tied` is counted for
+      const equals = next === last && group.tied > 1 ? `, one of ${group.tied} equals` : "";
+      title += `; number ${next.show + 1} chosen by ${group.selector}${equals}`;
     }
-    if (group.cause) parts.push(`not refined: ${group.cause}`);
-    return parts.join("; ");
+    return title;
   }
 
-  function samples(group, entries, selected) {
+  function samples(group, places) {
     const made = element("div", "samples");
-    entries.forEach((sample, at) => {
-      const card = element("div", `sample${at === selected ? " chosen" : ""}`);
+    places.forEach((at) => {
+      const sample = group.samples[at];
+      const round = group.rounds[sample.round];
+      const shown = isShown(group, at);
+      const card = element("div", `sample${shown ? " chosen" : ""}`);
       const head = element("div", "head");
       head.append(element("span", "", `${at + 1}`), rewardElement(sample, group, false));
       if (typeof sample.tokens === "number") head.append(element("span", "", `${sample.tokens} tokens`));
-      if (at === selected) head.append(element("span", "tag strong", "in the prompt"));
-      if (sample.copy) head.append(element("span", "tag", "repeats the draft"));
+      if (shown) head.append(element("span", "tag strong", "in the prompt"));
+      if (sample.on_question) head.append(element("span", "tag strong", "trained as an answer to the question"));
+      if (round.use === "take" && sample.slot !== null) head.append(element("span", "tag", `takes slot ${sample.slot + 1}`));
+      if (round.use === "fill" && sample.slot === null) head.append(element("span", "tag", "lost its slot: not trained"));
+      if (sample.held === false) head.append(element("span", "tag", "its prompt did not hold it"));
+      if (sample.copy) head.append(element("span", "tag", "repeats what it was shown"));
       if (!sample.finished) head.append(element("span", "tag", "cut at the length limit"));
       card.append(head);
       if (sample.problem) card.append(element("p", "problem", sample.problem));
