@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as futures
+import importlib
 import inspect
 import itertools
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -111,8 +113,10 @@ class _Placement:
 def _replace_ray() -> None:
     import ray
     import ray.actor
-    import ray.util.placement_group as placement
     import ray.util.scheduling_strategies as strategies
+
+    # By its name, because ray.util has a function that is called as this module.
+    placement: Any = importlib.import_module("ray.util.placement_group")
 
     def create(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> _Actor:
         return _Actor(self.__ray_metadata__.modified_class, tuple(args or ()), dict(kwargs or {}))
@@ -127,26 +131,32 @@ def _replace_ray() -> None:
 def _import_everything() -> None:
     """What takes long. Before it Ray is replaced, for some take its functions by name."""
     _replace_ray()
-    import deepspeed  # noqa: F401
-    import vllm.utils.system_utils
-    import vllm.v1.engine.core_client
-    import vllm.v1.engine.utils  # noqa: F401
-
-    import refine_wrapper_openrlhf.generator  # noqa: F401
+    for name in (
+        "deepspeed",
+        "openrlhf.trainer.ppo_trainer",
+        "openrlhf.trainer.ppo_trainer_async",
+        "openrlhf.trainer.ray.ppo_actor",
+        "openrlhf.trainer.ray.ppo_critic",
+        "vllm.v1.engine.core_client",
+        "vllm.v1.worker.cpu_worker",
+        "refine_wrapper_openrlhf.generator",
+    ):
+        importlib.import_module(name)
 
 
 def _run(job: dict[str, Any]) -> int:
     """One command, in this forked process. Returns its exit code."""
-    import multiprocessing
-
-    import torch
-
+    screen = os.open(job["screen"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(screen, 1)
+    os.dup2(screen, 2)
     os.setsid()
     os.chdir(job["folder"])
     os.environ.update(job["environment"])
+    import torch
+
     # Its EngineCore too is forked, and finds all that is imported.
-    for module in list(sys.modules.values()):
-        if getattr(module, "get_mp_context", None) is not None and module.__name__.startswith("vllm."):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm.") and "get_mp_context" in vars(module):
             module.get_mp_context = lambda: multiprocessing.get_context("fork")
     torch.manual_seed(0)
     module, *arguments = job["command"]
