@@ -35,9 +35,9 @@ os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other measure who else uses the machine
 
-from refine_wrapper.core.refiner import Refiner
+from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.rollout import Rollout
-from refine_wrapper.core.types import PromptRoom, Refinement, SampledDraft
+from refine_wrapper.core.types import GroupId, PlannedRound, PromptRoom, Question, Sample
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 
@@ -138,6 +138,10 @@ class Load:
     lengths: list[list[int]]
     num_drafts: int
 
+    @property
+    def num_slots(self) -> int:
+        return len(self.lengths[0]) - self.num_drafts
+
 
 def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
     """Prompts of 161 tokens; log-normal lengths of at most 240 tokens; those of one prompt are correlated as asked."""
@@ -154,46 +158,58 @@ def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
     return Load(prompts, lengths, options.num_drafts)
 
 
-async def single_stage(engine: Engine, load: Load, refiner: Refiner) -> None:
+async def single_stage(engine: Engine, load: Load, planner: Planner) -> None:
     await asyncio.gather(
         *(engine.generate(q, n) for q, lengths in zip(load.prompts, load.lengths, strict=True) for n in lengths)
     )
 
 
-async def barrier(engine: Engine, load: Load, refiner: Refiner) -> None:
-    async def drafts(number: int) -> list[SampledDraft]:
-        return await asyncio.gather(*(_draft(engine, load, number, n) for n in range(load.num_drafts)))
-
-    sampled = await asyncio.gather(*(drafts(number) for number in range(len(load.prompts))))
-    plans = [refiner.plan(str(i), q, s) for i, (q, s) in enumerate(zip(load.prompts, sampled, strict=True))]
+async def barrier(engine: Engine, load: Load, planner: Planner) -> None:
+    groups = [planner.next(planner.open(_question(load, number), load.num_slots))[0] for number in _numbers(load)]
+    drafts = [
+        asyncio.gather(*(_draft(engine, load, number, n) for n in range(load.num_drafts))) for number in _numbers(load)
+    ]
+    rounds: list[PlannedRound] = []
+    for group, sampled in zip(groups, await asyncio.gather(*drafts), strict=True):
+        planned = planner.next(planner.add(group, sampled))[1]
+        assert planned is not None
+        rounds.append(planned)
     await asyncio.gather(
         *(
-            engine.generate(str(plan.prompt), length)
-            for plan, lengths in zip(plans, load.lengths, strict=True)
+            engine.generate(str(planned.prompt), length)
+            for planned, lengths in zip(rounds, load.lengths, strict=True)
             for length in lengths[load.num_drafts :]
         )
     )
 
 
-async def pipelined(engine: Engine, load: Load, refiner: Refiner, *, in_order: bool = True) -> None:
-    rollout = Rollout(refiner)
+async def pipelined(engine: Engine, load: Load, planner: Planner, *, in_order: bool = True) -> None:
+    rollout = Rollout(planner, lambda key, group: None)
 
     async def member(number: int, length: int) -> None:
-        with rollout.join(number, len(load.lengths[number]) - load.num_drafts) as me:
-            plan = await me.plan(str(number), load.prompts[number], lambda index: _draft(engine, load, number, index))
-            text = await engine.generate(str(plan.prompt), length, plan.priority if in_order else 0)
-            me.report(Refinement(text, 0.0, length))
+        with rollout.join(number, load.num_slots) as me:
+            planned = await me.turn(_question(load, number), lambda planned, index: _draft(engine, load, number, index))
+            text = await engine.generate(str(planned.prompt), length, planned.priority if in_order else 0)
+            await me.report(Sample(text, reward=0.0, num_tokens=length))
 
     await asyncio.gather(*(member(i, n) for i, lengths in enumerate(load.lengths) for n in lengths[load.num_drafts :]))
 
 
-async def _draft(engine: Engine, load: Load, number: int, index: int) -> SampledDraft:
+def _numbers(load: Load) -> range:
+    return range(len(load.prompts))
+
+
+def _question(load: Load, number: int) -> Question:
+    return Question(GroupId("train", 0, number), load.prompts[number])
+
+
+async def _draft(engine: Engine, load: Load, number: int, index: int) -> Sample:
     length = load.lengths[number][index]
     # The reward: which draft is best must not depend on what a random model says.
-    return SampledDraft(await engine.generate(load.prompts[number], length), float(-index), length)
+    return Sample(await engine.generate(load.prompts[number], length), reward=float(-index), num_tokens=length)
 
 
-MODES: dict[str, Callable[[Engine, Load, Refiner], Awaitable[None]]] = {
+MODES: dict[str, Callable[[Engine, Load, Planner], Awaitable[None]]] = {
     "single stage": single_stage,
     "barrier": barrier,
     "pipelined, as they come": partial(pipelined, in_order=False),
@@ -229,11 +245,11 @@ def build_engine(folder: Path, tokenizer: Any, slots: int) -> Engine:
 
 def measure(engine: Engine, mode: str, load: Load, template: str) -> dict[str, float]:
     room = PromptRoom(engine.tokenizer, lambda prompt: len(engine.tokenizer.encode(prompt)), MAX_LENGTH - 240)
-    refiner = Refiner(RefineConfig(num_drafts=load.num_drafts, template=template, max_reward=0.0), room)
+    planner = Planner(RefineConfig(num_drafts=load.num_drafts, template=template, max_reward=0.0), room)
     engine.engine.reset_prefix_cache()
     engine.steps = engine.prompt_tokens = engine.cached_tokens = 0
     started = time.perf_counter()
-    asyncio.run(engine.serve(MODES[mode](engine, load, refiner)))
+    asyncio.run(engine.serve(MODES[mode](engine, load, planner)))
     return {
         "steps": engine.steps,
         "seconds": time.perf_counter() - started,

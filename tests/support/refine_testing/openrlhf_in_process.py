@@ -5,7 +5,7 @@ the place of Ray: an actor is an object with a thread (or an event loop) of its 
 pickled, as Ray does. A real run spends nearly all of its time importing PyTorch, vLLM and DeepSpeed in five processes; here
 one process imports them once, and each run is forked from it.
 
-Started by ``Workshop`` as ``python -m refine_testing.openrlhf_in_process``: reads one job a line, writes one answer a line.
+Started by ``Workshop``: ``main`` reads one job a line, and writes one answer a line.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Actor:
         self.call("__init__", args, kwargs).result()
 
     def __reduce__(self) -> Any:
-        return _actors.__getitem__, (self._number,)
+        return _actor, (self._number,)
 
     def __getattr__(self, name: str) -> _Method:
         if name.startswith("_") and name != "__ray_ready__":
@@ -80,6 +80,11 @@ class _Actor:
     async def _on_loop(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = method(self._instance, *args, **kwargs)
         return _shipped(await result if inspect.isawaitable(result) else result)
+
+
+def _actor(number: int) -> _Actor:
+    """What a handle of an actor is at the other end."""
+    return _actors[number]
 
 
 def _shipped(value: Any) -> Any:
@@ -205,7 +210,3 @@ def main() -> None:
             os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status) if ended else None
         print(json.dumps({"code": code}), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()
