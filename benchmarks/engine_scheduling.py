@@ -35,10 +35,9 @@ os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other measure who else uses the machine
 
-from refine_wrapper.core.modes.interface import GroupSoFar
 from refine_wrapper.core.planner import Planner
 from refine_wrapper.core.rollout import Rollout
-from refine_wrapper.core.types import GroupId, PromptRoom, Question, Sample
+from refine_wrapper.core.types import GroupId, PlannedRound, PromptRoom, Question, Sample
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 
@@ -140,11 +139,8 @@ class Load:
     num_drafts: int
 
     @property
-    def group_size(self) -> int:
+    def num_slots(self) -> int:
         return len(self.lengths[0]) - self.num_drafts
-
-    def question(self, number: int) -> Question:
-        return Question(GroupId("train", 0, number), self.prompts[number])
 
 
 def draw_load(options: argparse.Namespace, num_prompts: int, seed: int) -> Load:
@@ -169,17 +165,19 @@ async def single_stage(engine: Engine, load: Load, planner: Planner) -> None:
 
 
 async def barrier(engine: Engine, load: Load, planner: Planner) -> None:
-    async def drafts(number: int) -> GroupSoFar:
-        group, _ = planner.next(planner.open(load.question(number), load.group_size))
-        sampled = await asyncio.gather(*(_draft(engine, load, planner, number, n) for n in range(load.num_drafts)))
-        return planner.add(group, sampled)
-
-    groups = await asyncio.gather(*(drafts(number) for number in range(len(load.prompts))))
-    prompts = [str(planned.prompt) for _, planned in map(planner.next, groups) if planned is not None]
+    groups = [planner.next(planner.open(_question(load, number), load.num_slots))[0] for number in _numbers(load)]
+    drafts = [
+        asyncio.gather(*(_draft(engine, load, number, n) for n in range(load.num_drafts))) for number in _numbers(load)
+    ]
+    rounds: list[PlannedRound] = []
+    for group, sampled in zip(groups, await asyncio.gather(*drafts), strict=True):
+        planned = planner.next(planner.add(group, sampled))[1]
+        assert planned is not None
+        rounds.append(planned)
     await asyncio.gather(
         *(
-            engine.generate(prompt, length)
-            for prompt, lengths in zip(prompts, load.lengths, strict=True)
+            engine.generate(str(planned.prompt), length)
+            for planned, lengths in zip(rounds, load.lengths, strict=True)
             for length in lengths[load.num_drafts :]
         )
     )
@@ -189,21 +187,26 @@ async def pipelined(engine: Engine, load: Load, planner: Planner, *, in_order: b
     rollout = Rollout(planner, lambda key, group: None)
 
     async def member(number: int, length: int) -> None:
-        with rollout.join(number, load.group_size) as me:
-            planned = await me.turn(
-                load.question(number), lambda _, index: _draft(engine, load, planner, number, index)
-            )
+        with rollout.join(number, load.num_slots) as me:
+            planned = await me.turn(_question(load, number), lambda planned, index: _draft(engine, load, number, index))
             text = await engine.generate(str(planned.prompt), length, planned.priority if in_order else 0)
-            await me.report(planner.scored(Sample(text, num_tokens=length), 0.0))
+            await me.report(Sample(text, reward=0.0, num_tokens=length))
 
     await asyncio.gather(*(member(i, n) for i, lengths in enumerate(load.lengths) for n in lengths[load.num_drafts :]))
 
 
-async def _draft(engine: Engine, load: Load, planner: Planner, number: int, index: int) -> Sample:
+def _numbers(load: Load) -> range:
+    return range(len(load.prompts))
+
+
+def _question(load: Load, number: int) -> Question:
+    return Question(GroupId("train", 0, number), load.prompts[number])
+
+
+async def _draft(engine: Engine, load: Load, number: int, index: int) -> Sample:
     length = load.lengths[number][index]
-    text = await engine.generate(load.prompts[number], length)
     # The reward: which draft is best must not depend on what a random model says.
-    return planner.scored(Sample(text, num_tokens=length), float(-index))
+    return Sample(await engine.generate(load.prompts[number], length), reward=float(-index), num_tokens=length)
 
 
 MODES: dict[str, Callable[[Engine, Load, Planner], Awaitable[None]]] = {

@@ -5,16 +5,18 @@ the place of Ray: an actor is an object with a thread (or an event loop) of its 
 pickled, as Ray does. A real run spends nearly all of its time importing PyTorch, vLLM and DeepSpeed in five processes; here
 one process imports them once, and each run is forked from it.
 
-Started by ``Workshop`` as ``python -m refine_testing.openrlhf_in_process``: reads one job a line, writes one answer a line.
+Started by ``Workshop``: ``main`` reads one job a line, and writes one answer a line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures as futures
+import importlib
 import inspect
 import itertools
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -60,7 +62,7 @@ class _Actor:
         self.call("__init__", args, kwargs).result()
 
     def __reduce__(self) -> Any:
-        return _actors.__getitem__, (self._number,)
+        return _actor, (self._number,)
 
     def __getattr__(self, name: str) -> _Method:
         if name.startswith("_") and name != "__ray_ready__":
@@ -78,6 +80,11 @@ class _Actor:
     async def _on_loop(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = method(self._instance, *args, **kwargs)
         return _shipped(await result if inspect.isawaitable(result) else result)
+
+
+def _actor(number: int) -> _Actor:
+    """What a handle of an actor is at the other end."""
+    return _actors[number]
 
 
 def _shipped(value: Any) -> Any:
@@ -111,8 +118,10 @@ class _Placement:
 def _replace_ray() -> None:
     import ray
     import ray.actor
-    import ray.util.placement_group as placement
     import ray.util.scheduling_strategies as strategies
+
+    # By its name, because ray.util has a function that is called as this module.
+    placement: Any = importlib.import_module("ray.util.placement_group")
 
     def create(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> _Actor:
         return _Actor(self.__ray_metadata__.modified_class, tuple(args or ()), dict(kwargs or {}))
@@ -127,26 +136,32 @@ def _replace_ray() -> None:
 def _import_everything() -> None:
     """What takes long. Before it Ray is replaced, for some take its functions by name."""
     _replace_ray()
-    import deepspeed  # noqa: F401
-    import vllm.utils.system_utils
-    import vllm.v1.engine.core_client
-    import vllm.v1.engine.utils  # noqa: F401
-
-    import refine_wrapper_openrlhf.generator  # noqa: F401
+    for name in (
+        "deepspeed",
+        "openrlhf.trainer.ppo_trainer",
+        "openrlhf.trainer.ppo_trainer_async",
+        "openrlhf.trainer.ray.ppo_actor",
+        "openrlhf.trainer.ray.ppo_critic",
+        "vllm.v1.engine.core_client",
+        "vllm.v1.worker.cpu_worker",
+        "refine_wrapper_openrlhf.generator",
+    ):
+        importlib.import_module(name)
 
 
 def _run(job: dict[str, Any]) -> int:
     """One command, in this forked process. Returns its exit code."""
-    import multiprocessing
-
-    import torch
-
+    screen = os.open(job["screen"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(screen, 1)
+    os.dup2(screen, 2)
     os.setsid()
     os.chdir(job["folder"])
     os.environ.update(job["environment"])
+    import torch
+
     # Its EngineCore too is forked, and finds all that is imported.
-    for module in list(sys.modules.values()):
-        if getattr(module, "get_mp_context", None) is not None and module.__name__.startswith("vllm."):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm.") and "get_mp_context" in vars(module):
             module.get_mp_context = lambda: multiprocessing.get_context("fork")
     torch.manual_seed(0)
     module, *arguments = job["command"]
@@ -195,7 +210,3 @@ def main() -> None:
             os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status) if ended else None
         print(json.dumps({"code": code}), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -356,7 +356,8 @@ class Workshop:
             environment = {**self.environment(shared, 1), "RAY_ADDRESS": "stand-in"}
             environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parents[1]}"
             self._in_process = subprocess.Popen(
-                [sys.executable, "-m", "refine_testing.openrlhf_in_process"],
+                # Not by -m: what is in the main module is shipped by value.
+                [sys.executable, "-c", "from refine_testing.openrlhf_in_process import main; main()"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
