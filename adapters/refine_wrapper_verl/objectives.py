@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,44 +15,64 @@ if TYPE_CHECKING:
 _ESTIMATOR = "algorithm.adv_estimator"
 _ACTOR = "actor_rollout_ref.actor"
 _MEAN, _LOSS = f"{_ACTOR}.loss_agg_mode", f"{_ACTOR}.policy_loss.loss_mode"
-
-
-def _clip(low: float, high: float) -> dict[str, Any]:
-    return {f"{_ACTOR}.clip_ratio_low": low, f"{_ACTOR}.clip_ratio_high": high}
-
+_FILTER = "algorithm.filter_groups"
 
 OWN_DYNAMIC_SAMPLING: Final = ("veRL", "algorithm.filter_groups.enable=True")
 """The host and its own setting, where it is asked for this package's ``dynamic_sampling``."""
 
+_PLAIN: Final[Mapping[str, Any]] = {
+    "algorithm.norm_adv_by_std_in_grpo": True,
+    _LOSS: "vanilla",
+    _MEAN: "token-mean",
+    f"{_ACTOR}.clip_ratio_low": 0.2,
+    f"{_ACTOR}.clip_ratio_high": 0.2,
+    f"{_FILTER}.enable": False,
+}
+"""All that tells objectives apart: a name sets the whole of it, whatever the command said before."""
+
+
+def _objective(estimator: str, *, missing: str = "", **changes: Any) -> ObjectiveSettings:
+    """An objective by its estimator, and where it differs: ``mean``, ``loss``, ``clip`` (low, high), or whole keys."""
+    short = {"mean": _MEAN, "loss": _LOSS}
+    settings: dict[str, Any] = {_ESTIMATOR: estimator, **_PLAIN}
+    if "clip" in changes:
+        settings[f"{_ACTOR}.clip_ratio_low"], settings[f"{_ACTOR}.clip_ratio_high"] = changes.pop("clip")
+    settings.update({short.get(name, name): value for name, value in changes.items()})
+    return ObjectiveSettings(settings, missing=missing)
+
+
 OBJECTIVES: Final[Mapping[str, ObjectiveSettings]] = {
-    "grpo": ObjectiveSettings({_ESTIMATOR: "grpo", _MEAN: "seq-mean-token-mean"}),
-    "dapo": ObjectiveSettings(
-        {
-            _ESTIMATOR: "grpo",
-            _MEAN: "token-mean",
-            **_clip(0.2, 0.28),
-            "algorithm.filter_groups.enable": True,
-            "algorithm.filter_groups.metric": "reward",
-        },
+    "grpo": _objective("grpo", mean="seq-mean-token-mean"),
+    "dapo": _objective(
+        "grpo",
+        clip=(0.2, 0.28),
+        **{f"{_FILTER}.enable": True, f"{_FILTER}.metric": "reward"},
         missing="the overlong penalty, whose lengths are yours: veRL's reward manager dapo",
     ),
-    "dr_grpo": ObjectiveSettings(
-        {_ESTIMATOR: "grpo", "algorithm.norm_adv_by_std_in_grpo": False, _MEAN: "seq-mean-token-sum-norm"}
-    ),
-    "gspo": ObjectiveSettings({_ESTIMATOR: "grpo", _LOSS: "gspo", _MEAN: "seq-mean-token-mean", **_clip(3e-4, 4e-4)}),
-    "sapo": ObjectiveSettings({_ESTIMATOR: "grpo", _LOSS: "sapo", _MEAN: "seq-mean-token-mean"}),
-    "cispo": ObjectiveSettings({_ESTIMATOR: "grpo", _LOSS: "cispo"}),
-    "rloo": ObjectiveSettings({_ESTIMATOR: "rloo"}),
-    "reinforce++": ObjectiveSettings({_ESTIMATOR: "reinforce_plus_plus"}),
-    "reinforce++-baseline": ObjectiveSettings({_ESTIMATOR: "reinforce_plus_plus_baseline"}),
-    "gpg": ObjectiveSettings({_ESTIMATOR: "gpg", _LOSS: "gpg"}),
-    "opo": ObjectiveSettings({_ESTIMATOR: "opo"}),
-    "ppo": ObjectiveSettings({_ESTIMATOR: "gae"}, missing="a critic, whose model and sizes are yours: critic.*"),
+    "dr_grpo": _objective("grpo", mean="seq-mean-token-sum-norm", **{"algorithm.norm_adv_by_std_in_grpo": False}),
+    "gspo": _objective("grpo", loss="gspo", mean="seq-mean-token-mean", clip=(3e-4, 4e-4)),
+    "sapo": _objective("grpo", loss="sapo", mean="seq-mean-token-mean"),
+    "cispo": _objective("grpo", loss="cispo"),
+    "rloo": _objective("rloo"),
+    "reinforce++": _objective("reinforce_plus_plus"),
+    "reinforce++-baseline": _objective("reinforce_plus_plus_baseline"),
+    "gpg": _objective("gpg", loss="gpg"),
+    "opo": _objective("opo"),
+    "ppo": _objective("gae", missing="a critic, whose model and sizes are yours: critic.*"),
 }
 
 
-def apply_objective(config: DictConfig, name: str, objective: ObjectiveSettings) -> None:
+def _is_oldest() -> bool:
+    """veRL 0.9.0 filters by what the reward function calls its values, and knows no ``reward``; a function that returns
+    one number has its value there as ``acc``. Can go with 0.9.0."""
+    return importlib.metadata.version("verl").startswith("0.9.0")
+
+
+def apply_objective(config: DictConfig, name: str, objective: ObjectiveSettings) -> list[str]:
     """Write an objective into a configuration.
+
+    Returns:
+        What was changed, for people.
 
     Raises:
         ConfigError: If this veRL does not have one of its keys.
@@ -59,12 +80,18 @@ def apply_objective(config: DictConfig, name: str, objective: ObjectiveSettings)
     # Comes with the host; the plugin manager loads this module where no host is.
     from omegaconf import DictConfig, OmegaConf
 
+    changed: list[str] = []
     for key, value in (objective.settings or {}).items():
         parent, _, last = key.rpartition(".")
+        if key == f"{_FILTER}.metric" and value == "reward" and _is_oldest():
+            value = "acc"
         node: Any = OmegaConf.select(config, parent)
         if not isinstance(node, DictConfig) or last not in node:
             raise ConfigError(
                 f"refine: objective {name!r} needs the key {key}, which this veRL does not have. Use another version, "
                 "or another objective."
             )
+        if OmegaConf.select(config, key) != value:
+            changed.append(f"{key} {OmegaConf.select(config, key)} -> {value}")
         OmegaConf.update(config, key, value)
+    return changed

@@ -107,13 +107,13 @@ def prepare(config: DictConfig) -> RefineConfig:
     if is_prepared(config):
         return settings
     settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
-    if not has_objective(config, settings):
-        _take_objective(config, settings)
+    notes = [] if has_objective(config, settings) else _take_objective(config, settings)
     if not settings.active:
         return settings
     settings.check_pipelined("veRL")
     refuse_unsupported(config)
     rollout = config.actor_rollout_ref.rollout
+    _refuse_another_manager(rollout.agent.get("agent_loop_manager_class"))
     plain, plain_prompt = int(rollout.n), int(rollout.prompt_length)
     plugins = Plugins(settings.plugin_modules)
     context = num_context(settings, plain, plugins)
@@ -122,12 +122,20 @@ def prepare(config: DictConfig) -> RefineConfig:
             smallest = 1 if str(config.algorithm.adv_estimator) in _GROUP_FREE else 2
             rollout.n = matched_group_size(plain, context, smallest=smallest)
         check_start(facts(config), settings, plugins)
-        notes = make_room(config, settings)
+        notes += make_room(config, settings)
         check_lengths(config, settings)
         rollout.agent.agent_loop_manager_class = MANAGER
     store_settings(config, settings, plain, plain_prompt)
     announce(facts(config), settings, plugins, *notes)
     return settings
+
+
+def _refuse_another_manager(named: str | None) -> None:
+    if named and named.split(".")[0] != MANAGER.split(".")[0]:
+        raise ConfigError(
+            f"refine: actor_rollout_ref.rollout.agent.agent_loop_manager_class={named}, and refinement needs its own, "
+            f"{MANAGER}. Leave that key out, or set refine.enabled=false."
+        )
 
 
 def facts(config: DictConfig) -> HostFacts:
@@ -150,15 +158,17 @@ def facts(config: DictConfig) -> HostFacts:
     )
 
 
-def _take_objective(config: DictConfig, settings: RefineConfig) -> None:
-    """Have the host train the named objective, whether it is refined or not, and say so."""
+def _take_objective(config: DictConfig, settings: RefineConfig) -> list[str]:
+    """Have the host train the named objective, whether it is refined or not; returns what to say of it."""
     name = str(settings.objective)
     objective = settings_on("verl", name, Plugins(settings.plugin_modules))
-    apply_objective(config, name, objective)
+    changed = apply_objective(config, name, objective)
+    notes = [f"objective={name} set {', '.join(changed)}."] if changed else []
     OmegaConf.update(config, f"{_NODE}.{_OBJECTIVE}", name, force_add=True)
     if not settings.active:  # else the announcement says it
         missing = f"; not set: {objective.missing}" if objective.missing else ""
-        click.echo(f"refine-wrapper: objective={name}{missing}.", err=True)
+        click.echo("\n  ".join([f"refine-wrapper: objective={name}{missing}.", *notes]), err=True)
+    return notes
 
 
 def store_settings(config: DictConfig, settings: RefineConfig, plain: int, plain_prompt: int) -> None:

@@ -27,6 +27,38 @@ SAMPLER = (
 )
 EXAMPLES = Path(__file__).parents[2] / "examples" / "verl"
 
+# Rewards of the calls for one prompt, so that a mode has what it looks for (max_reward is 0.5, N is 2, S is 4).
+FAULTS = {
+    "paper": "",
+    "joint": "",
+    "on_failure": "wrong,wrong,right,wrong",
+    "rescue": "wrong,wrong,wrong,wrong,right,wrong",
+    "rounds": "wrong,wrong,wrong,wrong",
+}
+ONE_BY_ONE = (
+    ("dr_grpo", "paper"),
+    ("gspo", "joint"),
+    ("sapo", "on_failure"),
+    ("cispo", "rescue"),
+    ("gpg", "joint"),
+    ("opo", "on_failure"),
+    ("grpo", "rescue"),
+    ("grpo", "rounds"),
+)
+MODES_V0 = ("paper", "joint", "on_failure", "rescue")
+
+
+def _by_step(modes: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        "refine.mode=by_step",
+        "refine.mode_options={modes:[" + ",".join(modes) + "]}",
+        "refine.plugin_modules=[refine_testing.verl_modes]",
+        "refine.num_drafts=2",
+        "refine.max_reward=0.5",
+        "actor_rollout_ref.rollout.n=4",
+    )
+
+
 _RUNS: dict[str, Callable[[Path], Run]] = {}
 """In the order in which they are started. Filled while this file is read."""
 
@@ -136,18 +168,20 @@ def dapo(folder: Path) -> Run:
 
 @_real_run
 def v0(folder: Path) -> Run:
-    """The legacy trainer with a critic (GAE): 3 groups of 2 rows on 2 workers, so that equal chunks would cut a group."""
-    write_data(folder, [row(number) for number in range(6)])
+    """The legacy trainer with a critic (GAE), another mode each step: 3 groups of 4 rows on 2 workers, so that equal chunks
+    would cut a group."""
+    write_data(folder, [row(number, faults=FAULTS[MODES_V0[number // 3]]) for number in range(3 * len(MODES_V0))])
     return trained_run(
         folder,
         "+refine=best_of_4",
         *TRACE,
+        *_by_step(MODES_V0),
         "refine.objective=ppo",
         "trainer.use_v1=False",
         "trainer.val_before_train=True",
         "data.train_batch_size=3",
+        f"trainer.total_training_steps={len(MODES_V0)}",
         "actor_rollout_ref.actor.ppo_mini_batch_size=3",
-        "actor_rollout_ref.rollout.n=2",
         "actor_rollout_ref.rollout.agent.num_workers=2",
         f"critic.model.path={folder}/model",
         "+critic.model.override_config.attn_implementation=sdpa",
@@ -203,17 +237,18 @@ def launched(folder: Path) -> Run:
 
 @_real_run
 def one_by_one(folder: Path) -> Run:
-    """A recipe with a main and a trainer of its own, which trains another objective each step."""
-    names = ("dr_grpo", "gspo", "sapo", "cispo", "gpg", "opo")
-    write_data(folder, [row(number) for number in range(4 * len(names))])
+    """A recipe with a main and a trainer of its own, which trains another objective each step, in another mode."""
+    objectives, modes = zip(*ONE_BY_ONE, strict=True)
+    write_data(folder, [row(number, faults=FAULTS[modes[number // 4]]) for number in range(4 * len(modes))])
     return trained_run(
         folder,
         "+refine=best_of_4",
         *TRACE,
+        *SAMPLER,
+        *_by_step(modes),
         "trainer.v1.trainer_mode=objective_by_objective",
-        f"+trainer.v1.objective_by_objective.names=[{','.join(names)}]",
-        "actor_rollout_ref.rollout.n=3",
-        f"trainer.total_training_steps={len(names)}",
+        f"+trainer.v1.objective_by_objective.names=[{','.join(objectives)}]",
+        f"trainer.total_training_steps={len(modes)}",
         module="refine_testing.verl_recipe",
     )
 

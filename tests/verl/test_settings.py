@@ -16,7 +16,7 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from refine_wrapper.errors import BudgetError, ConfigError
 from refine_wrapper.settings.config import field_names
 from refine_wrapper_verl import settings as verl_settings
-from refine_wrapper_verl.objectives import OBJECTIVES
+from refine_wrapper_verl.objectives import OBJECTIVES, apply_objective
 from refine_wrapper_verl.settings import is_prepared, prepare, read_settings
 
 GROUPS = sorted((Path(verl_settings.__file__).parent / "conf" / "refine").glob("*.yaml"))
@@ -148,11 +148,70 @@ def test_lengths_that_cannot_work_are_refused_with_numbers(overrides: list[str],
     [
         (["reward.reward_model.enable=True"], "colocated reward model.*enable_resource_pool=True"),
         (["actor_rollout_ref.rollout.full_determinism=True"], "full_determinism=False"),
+        (["algorithm.adv_estimator=remax"], "ReMax compares each sample with a greedy one"),
+        (
+            ["actor_rollout_ref.rollout.agent.agent_loop_manager_class=mine.Manager"],
+            "agent_loop_manager_class=mine.Manager, and refinement needs its own",
+        ),
+        (["refine.mode=joint", "actor_rollout_ref.rollout.n=4"], "num_drafts must be from 1 to 3"),
+        (["refine.mode=joint", "actor_rollout_ref.rollout.n=8", "refine.evaluation=refine"], "val_kwargs.n=1"),
     ],
 )
 def test_what_cannot_be_refined_is_refused(overrides: list[str], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         prepare(composed("+refine=best_of_4", *overrides))
+
+
+ON_QUESTION = ("+refine=best_of_4", "refine.mode=on_failure", "actor_rollout_ref.rollout.n=8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "instead"),
+    [
+        ("algorithm.rollout_correction.bypass_mode=True", "bypass_mode=False"),
+        ("algorithm.rollout_correction.rollout_is=token", "rollout_is=null"),
+        ("algorithm.rollout_correction.rollout_rs=token_k1", "rollout_rs=null"),
+        ("actor_rollout_ref.rollout.enable_rollout_routing_replay=True", "enable_rollout_routing_replay=False"),
+    ],
+)
+def test_rows_trained_under_q_have_no_log_probs_of_their_sampler(setting: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Set .*{instead}, or train_under=sampled"):
+        prepare(composed(*ON_QUESTION, setting))
+    prepare(composed(*ON_QUESTION, setting, "refine.train_under=sampled"))
+    prepare(composed("+refine=best_of_4", setting))  # mode paper trains under what was sampled on
+
+
+def test_modes_without_context_are_the_plain_runs_size(capsys: pytest.CaptureFixture[str]) -> None:
+    config = composed("+refine=matched_4", "refine.mode=joint", "actor_rollout_ref.rollout.n=8")
+    prepare(config)
+    assert config.actor_rollout_ref.rollout.n == 8
+    said = capsys.readouterr().err
+    assert "8 completions per prompt, all of them trained, as many as the plain run samples" in said
+    assert "mode=joint" in said
+
+
+def test_a_named_objective_is_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the command says of another objective does not stay."""
+    other = ("actor_rollout_ref.actor.clip_ratio_high=0.28", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo")
+    config = composed("+refine=best_of_4", "refine.objective=grpo", "actor_rollout_ref.rollout.n=4", *other)
+    prepare(config)
+    actor = config.actor_rollout_ref.actor
+    assert (actor.clip_ratio_high, actor.policy_loss.loss_mode, actor.loss_agg_mode) == (
+        0.2,
+        "vanilla",
+        "seq-mean-token-mean",
+    )
+    assert "clip_ratio_high 0.28 -> 0.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("version", "metric"), [("0.9.0", "acc"), ("0.9.1", "reward")])
+def test_dapo_filters_by_a_metric_that_the_version_knows(
+    monkeypatch: pytest.MonkeyPatch, version: str, metric: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    config = composed("actor_rollout_ref.rollout.n=4")
+    apply_objective(config, "dapo", OBJECTIVES["dapo"])
+    assert config.algorithm.filter_groups.metric == metric
 
 
 def test_fully_async_policy_is_refused() -> None:

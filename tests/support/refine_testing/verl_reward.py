@@ -26,17 +26,19 @@ def compute_score(
 ) -> dict[str, Any]:
     """Pays :func:`checksum`. ``extra_info.faults`` says what goes wrong on the first calls for a prompt, in their order.
 
-    Drafts are scored before any refinement is sampled, so a prompt with N faults has N bad drafts.
+    A round is scored before the next one is sampled, so a prompt with N faults has N bad drafts. ``wrong`` pays less than
+    1/3 and ``right`` 0.9: modes that look for right samples have both.
     """
     info = extra_info or {}
     number = _calls_for[info.get("index")]
     _calls_for[info.get("index")] += 1
     record = {"source": data_source, "text": solution_str, "truth": ground_truth, "index": info.get("index")}
-    with open(os.environ["REFINE_TESTING_CALLS"], "a", encoding="utf-8") as file:
-        file.write(json.dumps({**record, "info": sorted(info)}) + "\n")
     faults = str(info.get("faults") or "").split(",")
     fault = faults[number] if number < len(faults) else faults[-1] if faults[-1] == "equal" else ""
-    score = 0.25 if fault == "equal" else math.nan if fault == "nan" else checksum(solution_str)
+    special = {"equal": 0.25, "nan": math.nan, "wrong": checksum(solution_str) / 3, "right": 0.9}
+    score = special.get(fault, checksum(solution_str))
+    with open(os.environ["REFINE_TESTING_CALLS"], "a", encoding="utf-8") as file:
+        file.write(json.dumps({**record, "info": sorted(info), "score": score}) + "\n")
     if fault == "raise":
         raise RuntimeError("the reward function raised")
     if fault == "hang":

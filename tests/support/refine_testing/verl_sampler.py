@@ -13,7 +13,17 @@ import torch
 import transfer_queue
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-_FIELDS = ["uid", "raw_prompt", "reward_model", "extra_info", "session_id", "prompts", "responses", "response_mask"]
+_FIELDS = [
+    "uid",
+    "raw_prompt",
+    "reward_model",
+    "extra_info",
+    "session_id",
+    "prompts",
+    "responses",
+    "response_mask",
+    "rm_scores",
+]
 
 
 class WritingSampler(ReplayBuffer):

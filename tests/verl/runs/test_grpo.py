@@ -22,6 +22,14 @@ def _number(text: str) -> int:
     return int(text.split("Q")[1].split(":")[0])
 
 
+def _drafts(group: dict[str, Any]) -> list[dict[str, Any]]:
+    return [sample for sample in group["samples"] if sample["round"] == 0]
+
+
+def _rows(group: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group["samples"][sample] for sample, _, _ in group["slots"]]
+
+
 def _group(run: Run, number: int) -> dict[str, Any]:
     [group] = [g for g in run.groups if g["question"][0]["content"] == question(number)]
     return group
@@ -45,16 +53,17 @@ def test_only_refinements_are_trained_and_a_group_has_one_q_prime(grpo: Run) -> 
 
 def test_the_best_usable_draft_is_in_q_prime(grpo: Run) -> None:
     for group in grpo.groups:
-        if group["action"] != "refine":
+        if not group["refined"]:
             continue
-        usable = [draft for draft in group["drafts"] if draft["outcome"] == "ok"]
-        chosen = group["drafts"][group["selected"]]
+        usable = [draft for draft in _drafts(group) if draft["outcome"] == "ok"]
+        refining = group["rounds"][-1]
+        chosen = group["samples"][refining["show"]]
         assert chosen["reward"] == max(draft["reward"] for draft in usable)
         number = _number(group["question"][0]["content"])
         if number != TOOL:  # what a tool said is rewarded, and is not the policy's text
             assert chosen["reward"] == pytest.approx(checksum(chosen["text"]))
         rows = [line for lines in grpo.trained.values() for line in lines if _number(line["input"]) == number]
-        assert all(TEMPLATE_IS_IN in line["input"] and group["draft_text"] in line["input"] for line in rows)
+        assert all(TEMPLATE_IS_IN in line["input"] and refining["shown_text"] in line["input"] for line in rows)
 
 
 def test_a_refinement_is_paid_for_itself_against_the_original_label(grpo: Run) -> None:
@@ -65,14 +74,14 @@ def test_a_refinement_is_paid_for_itself_against_the_original_label(grpo: Run) -
 
 
 def test_bad_rewards_cost_their_draft_only(grpo: Run) -> None:
-    outcomes = {n: [draft["outcome"] for draft in _group(grpo, n)["drafts"]] for n in range(PROMPTS)}
+    outcomes = {n: [draft["outcome"] for draft in _drafts(_group(grpo, n))] for n in range(PROMPTS)}
     assert Counter(outcomes[1]) == {"reward_exception": 1, "non_finite": 1, "ok": 2}
     assert outcomes[2] == ["reward_exception"] * N
     assert _group(grpo, 2)["cause"] == "no_usable_draft"
     assert Counter(outcomes[5]) == {"timeout": 1, "ok": 3}  # its reward never answers
-    assert _group(grpo, 5)["action"] == "refine"
+    assert _group(grpo, 5)["refined"]
     assert all(outcomes[n] == ["ok"] * N for n in (0, 3, 4, 6, 7))
-    assert all(len(_group(grpo, n)["refinements"]) == G for n in range(PROMPTS))
+    assert all(len(_rows(_group(grpo, n))) == G for n in range(PROMPTS))
 
 
 def test_drafts_never_enter_transfer_queue(grpo: Run) -> None:
@@ -122,7 +131,7 @@ def test_metrics_reach_the_hosts_logger(grpo: Run) -> None:
     for step in (1, 2):
         log = grpo.log[step]
         groups = [group for group in grpo.groups if group["step"] == step]
-        drafts = [draft for group in groups for draft in group["drafts"]]
+        drafts = [draft for group in groups for draft in _drafts(group)]
         assert log["refine/groups"] == 4
         assert log["refine/completions"] == 4 * (N + G)
         assert log["refine/draft_reward_mean"] == pytest.approx(
@@ -130,7 +139,7 @@ def test_metrics_reach_the_hosts_logger(grpo: Run) -> None:
         )
         assert log["refine/draft_tokens"] == sum(draft["num_tokens"] for draft in drafts)
         assert log["refine/refinement_reward"] == pytest.approx(
-            fmean(r["reward"] for group in groups if group["action"] == "refine" for r in group["refinements"])
+            fmean(row["reward"] for group in groups if group["refined"] for row in _rows(group))
         )
         assert "critic/score/mean" in log  # beside the host's own
     assert not any(name.startswith("refine/") for name in grpo.log[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from refine_testing.verl_worker import Bench, answers, prompt
@@ -148,53 +147,70 @@ def test_what_the_inner_loop_adds_is_counted(bench: Callable[..., Bench], tmp_pa
 
 
 def test_a_users_own_loop_with_strict_arguments_and_several_outputs(bench: Callable[..., Bench]) -> None:
-    from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
+    """Every prompt that is scored is q: what an output goes on from stays, and what may hold the draft elsewhere does not."""
+    from refine_testing.verl_loops import REQUESTS
 
-    seen: list[tuple[int, Any]] = []
-
-    @register("loop_of_a_user")
-    class OwnLoop(AgentLoopBase):
-        async def run(  # no **kwargs: an argument too many would raise
-            self,
-            sampling_params,
-            raw_prompt,
-            uid,
-            session_id,
-            data_source,
-            reward_model,
-            extra_info,
-            index,
-            global_steps,
-        ):
-            seen.append((session_id, raw_prompt))
-            ids = await self.ct_build_initial_tokens(list(raw_prompt))
-            outputs = []
-            for turn in range(2):
-                answer = await self.server_manager.generate("r", prompt_ids=ids, sampling_params=dict(sampling_params))
-                outputs.append(
-                    AgentLoopOutput(
-                        prompt_ids=ids,
-                        response_ids=answer.token_ids,
-                        response_mask=[1] * len(answer.token_ids),
-                        num_turns=turn,
-                        metrics=AgentLoopMetrics(),
-                        extra_fields=dict(answer.extra_fields),
-                    )
-                )
-            return outputs
-
-    import verl.experimental.agent_loop.agent_loop as loops
-
-    loops._agent_loop_registry["loop_of_a_user"] = {"_target_": f"{__name__}.OwnLoop"}
-    globals()["OwnLoop"] = OwnLoop
-    import sys
-
-    sys.modules.setdefault(__name__, sys.modules.get(__name__) or type(sys)(__name__))
-    setattr(sys.modules[__name__], "OwnLoop", OwnLoop)  # noqa: B010
+    REQUESTS.clear()
     host = bench(answer=answers)
-    host.prompts(prompt("a", agent_name="loop_of_a_user"))
-    assert sorted(session for session, _ in seen) == [0, 1, 2, 3, 4, 5, 6]  # drafts are further sessions
+    host.prompts(prompt("a", agent_name="strict_and_several"))
+    assert sorted(session for session, _ in REQUESTS) == [0, 1, 2, 3, 4, 5, 6]  # drafts are further sessions
     rows = host.rows_of("a")
-    assert len(rows) == 3 * 2
+    assert len(rows) == 3 * 3
     assert all(TEMPLATE in host.text(row["prompts"]) for row in rows)
     assert len(host.reward.scored) == 4 + 3  # a trajectory is scored once, by its last output
+    for data in host.reward.given:
+        first, second, third = (host.text(ids) for ids in data.batch["prompts"])
+        assert TEMPLATE not in first + second + third
+        assert all("What is 2+2?" in text for text in (first, second, third))
+        assert "And then?" in second
+
+
+def test_a_loop_that_appends_to_its_conversation(bench: Callable[..., Bench]) -> None:
+    """Each row has a conversation of its own: none reads what another one wrote, and the trainer's stays as it was."""
+    import refine_testing.verl_loops  # noqa: F401
+
+    host = bench()
+    given = prompt("a", agent_name="appends_in_place")
+    host.prompts(given)
+    assert given["raw_prompt"] == [{"role": "user", "content": "What is 2+2?"}]
+    drafts, refinements = host.engine.prompts[:4], host.engine.prompts[4:]
+    assert len(set(drafts)) == len(set(refinements)) == 1
+    assert "answer" not in drafts[0]
+    assert refinements[0].count("answer ") == 1
+    for row in host.rows_of("a"):
+        assert list(row["raw_prompt"]) == [{"role": "user", "content": "What is 2+2?"}]
+
+
+def test_a_loop_that_does_not_read_the_prompt_is_not_refined(bench: Callable[..., Bench]) -> None:
+    """Refined is what was sampled on q', not what was planned."""
+    import refine_testing.verl_loops  # noqa: F401
+
+    host = bench()
+    host.prompts(prompt("a", agent_name="own_messages"))
+    assert not any(TEMPLATE in text for text in host.engine.prompts)
+    [group] = host.worker.take_finished_groups()
+    assert (group.refined, group.cause.value) == (False, "not_held")
+
+
+def test_a_question_is_cut_as_the_plain_host_cuts_it(bench: Callable[..., Bench]) -> None:
+    """prompt_length was raised for q'. A question that is longer than the plain run's stays plain, and is cut there."""
+    host = bench("+refine._plain_n=3", "+refine._plain_prompt_length=150")
+    text = "Q" * 200
+    host.prompts(prompt("a", text))
+    assert len(host.engine.prompts) == 3
+    assert all(len(row["prompts"]) == 150 for row in host.rows_of("a"))
+    [group] = host.worker.take_finished_groups()
+    assert group.cause.value == "question_too_long"
+    host.prompts(prompt("b", text), validate=True)
+    assert [len(row["prompts"]) for row in host.rows_of("b")] == [150]
+    host.prompts(prompt("c", "Q" * 60))
+    assert all(TEMPLATE in host.text(row["prompts"]) for row in host.rows_of("c"))
+
+
+def test_a_prompt_that_asks_for_greedy_sampling_stays_plain(bench: Callable[..., Bench]) -> None:
+    """All its drafts would be the same."""
+    host = bench()
+    host.prompts(prompt("a", __do_sample__=False))
+    assert len(host.engine.prompts) == 3
+    assert all(params["temperature"] == 0 for params in host.engine.params)
+    assert host.worker.take_finished_groups() == []
