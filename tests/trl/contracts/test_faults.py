@@ -13,10 +13,10 @@ import numpy
 import pytest
 import torch
 from refine_testing.rewards import RecordingReward, checksum
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import ATTEMPT, logged, questions, trainer_for, weights_of
 
-from refine_wrapper.core.metrics import METRICS
-from refine_wrapper.core.trace import read_trace
+from refine_wrapper.core.metrics import MEANINGS
 from refine_wrapper.errors import NoDraftError
 
 pytestmark = pytest.mark.oldest
@@ -130,7 +130,7 @@ def test_drafts_that_fail_alone_are_passed_over(objective: str, tmp_path: Path) 
     assert logged(trainer, "refine/draft_failures/no_reward") == [1]
     assert logged(trainer, "refine/draft_failures/wrong_length") == [1]
     assert logged(trainer, "refine/draft_reward_mean") == [-5.0]
-    assert [group["selected"] for group in read_trace(tmp_path)] == [2, 2]
+    assert [group["selected"] for group in read_groups(tmp_path)] == [2, 2]
     prompts = trainer.batches[0].prompts(trainer.processing_class)
     assert [re.findall(r"text \d", prompt) for prompt in prompts] == [["text 2"]] * G + [["text 5"]] * G
 
@@ -260,4 +260,4 @@ def test_stopping_from_within_a_reward_is_no_failure(tmp_path: Path) -> None:
 def test_every_name_that_was_counted_is_documented(tmp_path: Path) -> None:
     trainer = _run(tmp_path, OnlyDrafts(lambda texts: [math.nan, None, "x", 1.0, 1.0, 1.0]))
     names = {name for entry in trainer.state.log_history for name in entry if name.startswith("refine/")}
-    assert names <= set(METRICS)
+    assert names <= set(MEANINGS)

@@ -1,4 +1,4 @@
-"""Contract 10: the metrics mean what METRICS says, recomputed here by hand from what the reward function saw."""
+"""Contract 10: the metrics mean what MEANINGS says, recomputed here by hand from what the reward function saw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from refine_testing.rewards import RecordingReward
 from refine_testing.trl_host import ATTEMPT, Recorded, logged, questions, recorded, spelled, trainer_for
 
-from refine_wrapper.core.metrics import METRICS
+from refine_wrapper.core.metrics import MEANINGS
 
 pytestmark = pytest.mark.oldest
 
@@ -124,7 +124,7 @@ def test_metrics_are_what_was_recorded(objective: str, tokenizer: Any, tmp_path:
         name: pytest.approx(value) for name, value in expected.items()
     }
     assert all(found[name] > 0 for name in times)
-    assert set(found) <= set(METRICS)
+    assert set(found) <= set(MEANINGS)
     # The case is not a degenerate one.
     assert expected["refine/refined_share"] == 0.75
     assert expected["refine/copy_rate"] == pytest.approx(8 / 12)
