@@ -1,8 +1,8 @@
 """Draft-ahead: one generation call holds the refinements of this batch and the drafts of the next one.
 
 Two calls of half the rows take nearly twice the decoding steps of one call with all rows. So the drafts of the next
-batch are prefetched: when the host asks for the completions of its q', their prompts are put behind. What comes back for
-them is handed to the host when it asks for those drafts itself. Everything else (parsing, tools, scoring,
+batch are prefetched: when the host asks for the completions of its q', their prompts are put behind. What comes back
+for them is handed to the host when it asks for those drafts itself. Everything else (parsing, tools, scoring,
 metrics) is the host's own code for each stage, as without it. The drafts are one generation batch old by then; they
 are context only, never trained.
 """

@@ -13,7 +13,8 @@ from packaging.version import Version
 
 from refine_wrapper.core.batch import BatchRounds, Wave
 from refine_wrapper.core.planner import Planner
-from refine_wrapper.core.types import Group, GroupId, Progress, Purpose, Question, Sample, TrainUnder
+from refine_wrapper.core.types import Group, GroupId, Progress, Purpose, Question, Sample
+from refine_wrapper.hosts.start import trains_on_question
 from refine_wrapper_trl.ahead import Prefetched, prefetched
 from refine_wrapper_trl.isolate import replaced
 from refine_wrapper_trl.phases import Opened, OwnRows, Sampled, Scored, prompt_of_slot
@@ -52,6 +53,7 @@ class Drawing:
         self._planner = planner
         self._waves = waves
         self._groups_of_step = (-1, 0)
+        self._on_question = trains_on_question(planner.config, planner.plugins)
 
     @property
     def num_slots(self) -> int:
@@ -152,7 +154,7 @@ class Drawing:
 
     def decides_prompts(self) -> bool:
         """Whether rewards decide which prompt rows are trained under: they must be known when ``_generate`` returns."""
-        return self._planner.trains_under is not TrainUnder.SAMPLED
+        return self._on_question
 
     def rescored(self, scored: Scored, rewards: torch.Tensor, completion_ids: list[list[int]]) -> Scored:
         """The batch with other rewards: an override of ``_generate`` outside of this package changed completions."""

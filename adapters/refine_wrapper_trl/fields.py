@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from refine_wrapper.core.planner import make_mode, make_rules
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.hosts.budget import matched_batch_size, matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import num_context
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import parse_value, resolve
@@ -127,9 +127,8 @@ class RefineSettings(_Settings):
     def _match_budget(self, refine: RefineConfig) -> None:
         """Shrink groups by what is sampled beside them, and batches too: a step keeps its prompts and completions."""
         config: Any = self
-        plugins = Plugins(refine.plugin_modules)
         plain = int(config.num_generations)
-        beside = make_mode(refine, plugins).num_context(plain, make_rules(refine, plugins))
+        beside = num_context(refine, plain, Plugins(refine.plugin_modules))
         if beside:
             config.num_generations = matched_group_size(plain, beside)
             config.per_device_train_batch_size = matched_batch_size(

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import click
 import torch
 
 from refine_wrapper.core.types import Outcome
@@ -32,7 +31,6 @@ class Guard:
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
-        self._told = False
 
     def guarded(self, functions: list[Any], failures: dict[int, tuple[Outcome, str]]) -> list[Any]:
         """The functions, guarded. Reward models (``nn.Module``) are the host's own code path and stay as they are.
@@ -45,7 +43,6 @@ class Guard:
 
     def _guarded(self, function: Any, failures: dict[int, tuple[Outcome, str]]) -> Any:
         def failed(kwargs: dict[str, Any], outcome: Outcome, detail: str) -> list[float | None]:
-            self._tell(function, detail, len(kwargs["completions"]))
             failures.update(dict.fromkeys(range(len(kwargs["completions"])), (outcome, detail)))
             return [None] * len(kwargs["completions"])
 
@@ -92,18 +89,6 @@ class Guard:
             return checked(kwargs, returned)
 
         return _named(guarded, function)
-
-    def _tell(self, function: Any, detail: str, num_rows: int) -> None:
-        """The first failure, on the screen; the others are counted."""
-        if not self._told:
-            self._told = True
-            name = getattr(function, "__name__", type(function).__name__)
-            click.echo(
-                f"refine: reward function {name!r} failed for {num_rows} completions of a round that is decided on: "
-                f"{detail}. They count as failed (refine/draft_failures), and training goes on. A reward function must "
-                "take any number of completions: their number here is not that of the plain run.",
-                err=True,
-            )
 
 
 def _described(error: Exception) -> str:

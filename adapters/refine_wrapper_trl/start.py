@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from refine_wrapper.core.planner import Planner
-from refine_wrapper.core.types import Prompt, PromptRoom, TrainUnder
+from refine_wrapper.core.types import Prompt, PromptRoom
 from refine_wrapper.errors import ConfigError, PromptError, SeamError
-from refine_wrapper.hosts.budget import CompletionBudget, check_room
+from refine_wrapper.hosts.budget import check_room
 from refine_wrapper.hosts.budget import prompt_room as tokens_for_prompts
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import HostFacts
+from refine_wrapper.hosts.start import announce as say
+from refine_wrapper.hosts.start import check_start as check_host
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import resolve
 from refine_wrapper_trl.drawing import SAMPLER_LOGPROBS_MAY_MISS
@@ -106,7 +109,8 @@ def check_start(trainer: Any, planner: Planner) -> None:
             )
     if not planner.config.active:
         return
-    _check_mode(trainer, planner)
+    check_host(_facts(trainer), planner.config, planner.plugins)
+    _check_draft_ahead(planner)
     sample = _sample_prompt(trainer)
     try:
         overhead = planner.prompts.overhead_tokens(sample)
@@ -122,34 +126,43 @@ def check_start(trainer: Any, planner: Planner) -> None:
     )
 
 
-def _check_mode(trainer: Any, planner: Planner) -> None:
-    """Refuse a mode that does not fit the group size, or that this trainer's settings cannot carry."""
-    config, mode, rules = planner.config, planner.mode, planner.rules
-    mode.check(trainer.num_generations, rules)
-    if config.evaluation == "refine" and trainer.num_generations_eval != trainer.num_generations:
-        mode.check(trainer.num_generations_eval, rules)
-    if config.draft_ahead and not mode.context_first(rules):
+def _facts(trainer: Any) -> HostFacts:
+    """What the start-up of all hosts must know of a trainer."""
+    size = int(trainer.num_generations)
+    return HostFacts(
+        host="trl",
+        title=type(trainer).__name__,
+        group_size=size,
+        plain_group_size=getattr(trainer.args, "refine_plain_generations", None) or size,
+        group_size_setting="num_generations",
+        match_budget="refine_match_budget=True (--refine.match_budget), which shrinks num_generations and "
+        "per_device_train_batch_size, at the same prompts per step",
+        evaluation_size=int(trainer.num_generations_eval),
+        evaluation_setting="num_generations_eval",
+        corrections=_corrections(trainer),
+    )
+
+
+def _corrections(trainer: Any) -> dict[str, str]:
+    """Settings in use that weigh rows by the sampler's log-probabilities, and what to set instead."""
+    found: dict[str, str] = {}
+    uses_vllm = getattr(trainer, "use_vllm", False)
+    if uses_vllm and getattr(trainer, "vllm_importance_sampling_correction", False) and not SAMPLER_LOGPROBS_MAY_MISS:
+        found["vllm_importance_sampling_correction"] = (
+            "vllm_importance_sampling_correction=False, or use TRL 1.16 or newer, which can leave such rows out"
+        )
+    samples_log_probs = uses_vllm or getattr(trainer, "rollout_func", None) is not None
+    if samples_log_probs and getattr(trainer, "off_policy_mask_threshold", None) is not None:
+        found["off_policy_mask_threshold"] = "off_policy_mask_threshold=None"
+    return found
+
+
+def _check_draft_ahead(planner: Planner) -> None:
+    config = planner.config
+    if config.draft_ahead and not planner.mode.context_first(planner.rules):
         raise ConfigError(
             f"refine: draft_ahead samples the next batch's first round with older weights, and mode {config.mode!r} "
-            "trains on its first round. Leave draft_ahead out (this mode has no second pass to save: its rounds share "
-            "the plain run's completions), or use mode=paper."
-        )
-    if planner.trains_under is TrainUnder.SAMPLED:
-        return
-    what = f"mode {config.mode!r} trains rows as answers to the question that were sampled with another prompt"
-    sampler = getattr(trainer, "use_vllm", False) and getattr(trainer, "vllm_importance_sampling_correction", False)
-    if sampler and not SAMPLER_LOGPROBS_MAY_MISS:
-        raise ConfigError(
-            f"refine: {what}, and vllm_importance_sampling_correction corrects by the log-probabilities under that "
-            "one; TRL can leave such rows out since 1.16. Upgrade TRL, or set "
-            "vllm_importance_sampling_correction=False, or refine_train_under='sampled'."
-        )
-    if getattr(trainer, "off_policy_mask_threshold", None) is not None and (
-        getattr(trainer, "use_vllm", False) or getattr(trainer, "rollout_func", None) is not None
-    ):
-        raise ConfigError(
-            f"refine: {what}, and off_policy_mask_threshold masks by the log-probabilities under that one. Leave "
-            "off_policy_mask_threshold unset, or set refine_train_under='sampled'."
+            "trains what it samples first. Leave draft_ahead out, or use mode=paper."
         )
 
 
@@ -157,47 +170,22 @@ def announce(trainer: Any, planner: Planner, dynamic_sampling: str | None) -> No
     """Say on screen, once per run, that refinement is on and what it costs, and what dynamic sampling does, if on."""
     if not trainer.accelerator.is_main_process:
         return
-    config, args = planner.config, trainer.args
-    objective = [] if config.objective is None else [_objective(config.objective, planner)]
+    config = planner.config
     if not config.active:
+        objective = [] if config.objective is None else [_objective(config.objective, planner)]
         click.echo("\n".join([f"refine-wrapper: {dynamic_sampling}.", *objective]), err=True)
         return
-    plain = getattr(args, "refine_plain_generations", None) or trainer.num_generations
-    num_slots, beside = trainer.num_generations, planner.mode.num_context(trainer.num_generations, planner.rules)
-    lines = [f"refine-wrapper: on for {type(trainer).__name__}. {_completions(planner, num_slots, plain)}."]
-    lines.append(
-        f"  mode={config.mode} selector={config.selector} template={config.template} evaluation={config.evaluation}"
-    )
-    lines += objective
-    if dynamic_sampling is not None:
-        lines.append(f"  {dynamic_sampling}")
-    if num_slots + beside != plain:
-        lines.append(
-            f"  To match the plain run's {plain} completions at the same prompts per step: refine_match_budget=True "
-            "(--refine.match_budget), which shrinks num_generations and per_device_train_batch_size."
-        )
+    notes = [] if dynamic_sampling is None else [dynamic_sampling]
     if planner.prompts.is_rendered_chat(_sample_prompt(trainer)):
-        lines.append(
-            "  Prompts are chats already rendered as text: the draft goes before the turn the answer is written in."
-        )
+        notes.append("Prompts are chats already rendered as text: the draft goes before the turn of the answer.")
     if getattr(trainer, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
-        lines.append("  multi_objective_aggregation has no single raw reward: drafts are chosen by the weighted sum.")
-    click.echo("\n".join(lines), err=True)
-
-
-def _completions(planner: Planner, num_slots: int, plain: int) -> str:
-    """What is sampled for a prompt, against the plain run."""
-    beside = planner.mode.num_context(num_slots, planner.rules)
-    if not beside:
-        return f"{num_slots} completions per prompt, all of them trained: shapes and completions are the plain run's"
-    if planner.mode.context_first(planner.rules):
-        return CompletionBudget(beside, num_slots, plain).describe()
-    return f"{num_slots} completions per prompt and at most {beside} more; the plain run samples {plain}"
+        notes.append("multi_objective_aggregation has no single raw reward: drafts are chosen by the weighted sum.")
+    say(_facts(trainer), config, planner.plugins, *notes)
 
 
 def _objective(name: str, planner: Planner) -> str:
     missing = settings_on("trl", name, planner.plugins).missing
-    return f"  objective={name}" + (f"; not in TRL: {missing}" if missing else "")
+    return f"  objective={name}" + (f"; not set: {missing}" if missing else "")
 
 
 def _model_length(trainer: Any) -> tuple[int | None, str]:

@@ -63,11 +63,6 @@ class Planner:
         self._asked = FittingQuestions(Share(self.mode, share), self._fits)
         self._recent: deque[tuple[int, dict[str, Tally]]] = deque(maxlen=_RECENT_STEPS)
 
-    @property
-    def trains_under(self) -> TrainUnder:
-        """Which prompt refinements are trained under, for hosts that must know at start."""
-        return self._trains_under(self.mode.trains_under(self.rules))
-
     def open(
         self,
         question: Question,

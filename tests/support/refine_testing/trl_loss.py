@@ -94,5 +94,3 @@ def assert_clipping_mattered(ratios: Sequence[torch.Tensor]) -> None:
     away = (torch.cat(list(ratios)) - 1).abs()
     assert (away < 1e-4).any(), "no ratio is 1, so this was not the first iteration"
     assert (away > EPSILON).any(), "no ratio left the clip range, so clipping was not compared"
-
-
