@@ -38,7 +38,7 @@ class TimedTrainer(RefineGRPOTrainer):
         super().__init__(*args, **kwargs)
 
     def _generate(self, prompts: list[Any]) -> Any:
-        if self._refine_stages is not None and self._refine_stages.in_stage1:
+        if self._refine_batches is not None and self._refine_batches.sampling_context:
             return super()._generate(prompts)  # counted by the call that it is part of
         start = time.perf_counter()
         generated = super()._generate(prompts)

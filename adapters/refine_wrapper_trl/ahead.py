@@ -1,8 +1,8 @@
 """Draft-ahead: one generation call holds the refinements of this batch and the drafts of the next one.
 
 Two calls of half the rows take nearly twice the decoding steps of one call with all rows. So the drafts of the next
-batch ride along: when the host asks for the completions of its q', their prompts are put behind, and what comes back
-for them is kept and handed to the host when it asks for those drafts itself. Everything else (parsing, tools, scoring,
+batch are prefetched: when the host asks for the completions of its q', their prompts are put behind. What comes back
+for them is handed to the host when it asks for those drafts itself. Everything else (parsing, tools, scoring,
 metrics) is the host's own code for each stage, as without it. The drafts are one generation batch old by then; they
 are context only, never trained.
 """
@@ -17,9 +17,7 @@ from math import gcd
 from typing import Any
 
 from refine_wrapper_trl.isolate import replaced
-
-Rows = list[dict[str, Any]]
-"""The data set rows of one generation batch, as the data loader hands them over: told apart by identity."""
+from refine_wrapper_trl.rows import Rows
 
 
 class Lookahead:
@@ -66,8 +64,8 @@ class Lookahead:
 
 
 @dataclass(frozen=True)
-class Ridden:
-    """What a generation call brought for drafts that rode along.
+class Prefetched:
+    """What a generation call brought for drafts of the next batch.
 
     Attributes:
         prompt_ids: Token ids of q, one row per draft.
@@ -81,34 +79,45 @@ class Ridden:
 
 
 @contextmanager
-def riding_along(
-    trainer: Any, group_size_name: str, num_drafts: int, draft_prompt_ids: list[list[int]]
-) -> Generator[list[Ridden]]:
-    """Put drafts behind the rows of the host's next ``_generate_single_turn``; the list then holds what they got."""
-    ridden: list[Ridden] = []
+def prefetching(
+    trainer: Any, group_size_name: str, repeat: int, draft_prompt_ids: list[list[int]]
+) -> Generator[list[Prefetched]]:
+    """Put drafts behind the rows of the host's next ``_generate_single_turn``; the list then holds what they got.
+
+    Args:
+        trainer: The TRL trainer.
+        group_size_name: Its attribute that holds the group size.
+        repeat: The drafts' prompts come in runs of a multiple of this, over all ranks.
+        draft_prompt_ids: Token ids of q, one row for each of this rank's drafts.
+    """
+    found: list[Prefetched] = []
     host: Callable[..., Any] = trainer._generate_single_turn
+    group_size = getattr(trainer, group_size_name)
 
     def both(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         # Later calls of the same batch go on after a tool call; inputs beside text (args: images, fields) are per row.
-        if ridden or any(args[:2]):
+        if found or any(args[:2]):
             return host(prompt_ids, *args, **kwargs)
-        sampled = host([*prompt_ids, *draft_prompt_ids], *args, **kwargs)
+        # vLLM gets each prompt once and samples it that often: the most that divides both kinds of groups, and the
+        # shares of each rank, whose rows stand between those of others when they are gathered (vLLM's server mode).
+        shared = gcd(group_size, repeat, len(prompt_ids), len(draft_prompt_ids))
+        if len(args) > 2 and args[2] == group_size:  # GRPO hands it over since TRL 1.16
+            args = (*args[:2], shared, *args[3:])
+        with replaced(trainer, group_size_name, shared):
+            sampled = host([*prompt_ids, *draft_prompt_ids], *args, **kwargs)
         own, drafts = _split(sampled, len(prompt_ids))
-        ridden.append(Ridden(draft_prompt_ids, drafts, int(trainer.state.global_step)))
+        found.append(Prefetched(draft_prompt_ids, drafts, int(trainer.state.global_step)))
         return own
 
-    group_size = getattr(trainer, group_size_name)
-    # vLLM gets each prompt once and samples it that often: the most that divides both kinds of groups.
-    shared = gcd(group_size, num_drafts)
-    with replaced(trainer, "_generate_single_turn", both), replaced(trainer, group_size_name, shared):
-        yield ridden
+    with replaced(trainer, "_generate_single_turn", both):
+        yield found
 
 
 @contextmanager
-def served(trainer: Any, ridden: Ridden) -> Generator[None]:
+def prefetched(trainer: Any, drafts: Prefetched) -> Generator[None]:
     """Answer the host's first ``_generate_single_turn`` with what was sampled for the same prompts before."""
     host: Callable[..., Any] = trainer._generate_single_turn
-    left = [ridden]
+    left = [drafts]
 
     def serve(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         if left and [list(ids) for ids in prompt_ids] == left[0].prompt_ids:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.hosts.budget import matched_batch_size, matched_group_size
 from refine_wrapper.hosts.objectives import settings_on
+from refine_wrapper.hosts.start import num_context
 from refine_wrapper.plugins.manager import Plugins
 from refine_wrapper.settings.config import RefineConfig
 from refine_wrapper.settings.sources import parse_value, resolve
@@ -70,8 +72,11 @@ else:
     _Settings = make_dataclass("_Settings", _fields(), bases=(_Switch,))
 
 
-class RefineFields(_Settings):
-    """Mixin for TRL configs: ``class RefineGRPOConfig(RefineFields, GRPOConfig)`` under ``@dataclass``.
+class RefineSettings(_Settings):
+    """What refinement adds to a TRL config. The launch hook puts it into TRL's own classes.
+
+    A class of its own beside :class:`RefineFields`, so that ``class Mine(RefineFields, GRPOConfig)`` has an order of
+    methods also where the launch hook got to ``GRPOConfig`` before.
 
     Raises:
         ConfigError: From ``__post_init__``, for a bad ``refine_*`` value.
@@ -83,7 +88,7 @@ class RefineFields(_Settings):
         if self.refine_config.objective is not None:
             self._take_objective(self.refine_config.objective)
         if self.refine_config.active and self.refine_config.match_budget and self.refine_plain_generations is None:
-            self._match_budget(self.refine_config.num_drafts)
+            self._match_budget(self.refine_config)
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue] - the TRL config that is mixed in
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,8 +99,12 @@ class RefineFields(_Settings):
         self.__dict__.update(state)
         self.refine_config = RefineConfig(**state["refine_config"])
 
-    def resolve_refine_config(self) -> RefineConfig:
-        """The resolved settings: flags, what this config states, environment, file, defaults."""
+    def resolve_refine_config(self, nearer: Mapping[str, Any] | None = None) -> RefineConfig:
+        """The resolved settings: flags, ``nearer``, what this config states, environment, file, defaults.
+
+        Args:
+            nearer: Settings of the trainer that this config is handed to (``refine(cls, **settings)``).
+        """
         stated: dict[str, Any] = {} if self.refine else {"enabled": False}
         for setting in fields(_Settings):
             name = setting.name.removeprefix(PREFIX)
@@ -104,7 +113,7 @@ class RefineFields(_Settings):
                 continue
             stated[name] = parse_value(name, value) if isinstance(value, str) else value
         try:
-            return resolve(host=stated)
+            return resolve(host={**stated, **(nearer or {})})
         except ConfigError as error:
             raise ConfigError(
                 f"{error} (In a TRL config the settings are called refine_..., for example refine_num_drafts=4.)"
@@ -115,26 +124,32 @@ class RefineFields(_Settings):
         plugins = Plugins(self.refine_config.plugin_modules)
         apply_objective(self, name, settings_on("trl", name, plugins))
 
-    def _match_budget(self, num_drafts: int) -> None:
-        """Shrink groups by the N drafts, and batches with them: a step keeps its prompts and its completions."""
+    def _match_budget(self, refine: RefineConfig) -> None:
+        """Shrink groups by what is sampled beside them, and batches too: a step keeps its prompts and completions."""
         config: Any = self
         plain = int(config.num_generations)
-        config.num_generations = matched_group_size(plain, num_drafts)
-        config.per_device_train_batch_size = matched_batch_size(
-            config.per_device_train_batch_size, plain, num_drafts, setting="per_device_train_batch_size"
-        )
-        if config.generation_batch_size is not None:
-            config.generation_batch_size = matched_batch_size(
-                config.generation_batch_size, plain, num_drafts, setting="generation_batch_size"
+        beside = num_context(refine, plain, Plugins(refine.plugin_modules))
+        if beside:
+            config.num_generations = matched_group_size(plain, beside)
+            config.per_device_train_batch_size = matched_batch_size(
+                config.per_device_train_batch_size, plain, beside, setting="per_device_train_batch_size"
             )
+            if config.generation_batch_size is not None:
+                config.generation_batch_size = matched_batch_size(
+                    config.generation_batch_size, plain, beside, setting="generation_batch_size"
+                )
         if config.num_generations_eval is None:
             config.num_generations_eval = plain  # evaluation is the plain run's
         self.refine_plain_generations = plain
 
 
+class RefineFields(RefineSettings):
+    """Mixin for TRL configs: ``class RefineGRPOConfig(RefineFields, GRPOConfig)`` under ``@dataclass``."""
+
+
 def refine_config_class(base: type) -> type:
     """A TRL config class with the ``refine_*`` fields; the same if it has them already."""
-    if issubclass(base, RefineFields):
+    if issubclass(base, RefineSettings):
         return base
     return dataclass(
         type(f"Refine{base.__name__}", (RefineFields, base), {"__doc__": base.__doc__, "__module__": __name__})

@@ -1,28 +1,28 @@
 """Dynamic sampling in TRL's trainers: groups without a gradient are generated and scored again, and merged by rows.
 
-It stands where Stage 1 does, between the host and its ``_generate``: what the host then pads, masks, compares with the
-reference policy, normalises, logs and trains is one batch of the usual size, in which some rows were sampled later.
-Which groups, how often and on which prompts, the core decides (:mod:`refine_wrapper.core.resampling`).
+It stands between the host and its ``_generate``: what the host then pads, masks, compares with the reference policy,
+normalises, logs and trains is one batch of the usual size, in which some rows were sampled later. Which groups, how
+often and on which prompts, the core decides (:mod:`refine_wrapper.core.resampling`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from datasets import Dataset
 
-from refine_wrapper.core.resampling import Candidate, Resampling, placed
-from refine_wrapper.core.types import for_one_row
+from refine_wrapper.core.resampling import Candidate, Resampling, has_gradient, placed
+from refine_wrapper.core.types import GroupId, for_one_row
 from refine_wrapper.settings.config import RefineConfig
-from refine_wrapper_trl.isolate import replaced, set_apart
-from refine_wrapper_trl.rows import Drawn, Group, gather, needs_images, put_records, record
+from refine_wrapper_trl.isolate import set_apart
+from refine_wrapper_trl.phases import OwnRows, Scored, prompt_of_slot
+from refine_wrapper_trl.rows import Asked, Record, assemble, gather, joined, needs_images, record
+from refine_wrapper_trl.scoring import Scoring
 
-DrawGroups = Callable[[list[Group], list[str]], Drawn]
-"""Samples and scores groups, (prompt and row, id) of each, as if they were a batch."""
+DrawGroups = Callable[[list[Asked], list[GroupId]], Scored]
+"""Samples and scores groups, by their ids, as if they were a batch."""
 
 
 class Resampler:
@@ -48,15 +48,15 @@ class Resampler:
         times = "once" if self._rounds == 1 else f"{self._rounds} times"
         return f"dynamic sampling: groups without a gradient are drawn again on {on}, at most {times} a batch"
 
-    def complete(self, drawn: Drawn, draw: DrawGroups) -> dict[str, float]:
-        """Draw groups of a scored batch again, and merge into it those that have a gradient; returns the metrics."""
+    def complete(self, scored: Scored, scoring: Scoring, draw: DrawGroups) -> tuple[Scored, dict[str, float]]:
+        """The batch, with groups in it that were drawn again where these have a gradient; and the metrics."""
         trainer = self._trainer
         num_ranks, group_size = trainer.accelerator.num_processes, trainer.num_generations
         # Images are put into prompts by the host, before it generates: rows with them keep their prompts.
-        pool = None if any(needs_images(row) for _, row in drawn.groups_P) else self._pool
+        pool = None if any(needs_images(asked.row) for asked in scored.asked_P) else self._pool
         resampling = Resampling(
-            [plan.group_id for plan in drawn.plans_P],
-            drawn.active_P,
+            [group.id for group in scored.groups_P],
+            _active(scored, scoring),
             limit=self._rounds,
             seed=self._config.seed,
             num_prompts=None if pool is None else len(pool),
@@ -65,104 +65,77 @@ class Resampler:
         )
         completions = 0
         while candidates := resampling.candidates():
-            groups = [self._group(candidate, drawn, pool) for candidate in candidates]
+            asked = [_asked(candidate, scored, pool) for candidate in candidates]
             with set_apart(trainer, len(candidates) * group_size // num_ranks):
-                other = draw(groups, [candidate.group_id for candidate in candidates])
-            completions += sum(group_size + len(plan.drafts_N) for plan in other.plans_P)
-            self._merge(drawn, other, resampling.replace(other.active_P))
-        return resampling.metrics(completions=completions)
+                other = draw(asked, [candidate.group_id for candidate in candidates])
+            completions += sum(len(group.samples) for group in other.groups_P)
+            scored = self._merged(scored, other, resampling.replace(_active(other, scoring)))
+        return scored, resampling.metrics(completions=completions)
 
-    def _group(self, candidate: Candidate, drawn: Drawn, pool: Any) -> Group:
-        if candidate.prompt_index is None:
-            return drawn.groups_P[candidate.position]
-        row = dict(pool[candidate.prompt_index])
-        return row["prompt"], row
-
-    def _merge(self, drawn: Drawn, other: Drawn, taken: dict[int, int]) -> None:
-        """Put groups of one draw in the place of groups of the batch: what all ranks know, and this rank's rows."""
+    def _merged(self, scored: Scored, other: Scored, taken: dict[int, int]) -> Scored:
+        """The batch with groups of another draw in the place of some of its own."""
         accelerator, group_size = self._trainer.accelerator, self._trainer.num_generations
-        for name, values in other.values.items():
-            drawn.values[name].extend(values)
-        used = set(taken.values())
-        other_first = accelerator.process_index * len(other.rows)
-        records = gather(
-            [
-                record(other, row) if (other_first + row) // group_size in used else None
-                for row in range(len(other.rows))
-            ],
-            accelerator.num_processes,
-        )
-        drawn.spare += [replace(o, replaced=True) for c, o in enumerate(other.outcomes_P) if c not in used]
-        rewards, others_rewards = drawn.rewards_of_rows.clone(), other.rewards_of_rows
+        values = joined([scored.logged.values, other.logged.values])
+        unused = [group for number, group in enumerate(other.groups_P) if number not in taken.values()]
+        gone = [replace(group, replaced=True) for group in (*unused, *(scored.groups_P[p] for p in taken))]
+        not_trained = (*scored.not_trained, *other.not_trained, *gone)
+        # All ranks take part in this, also where nothing was taken.
+        records = self._records(other, set(taken.values()))
+        if not taken:
+            return replace(scored, not_trained=not_trained, logged=replace(scored.logged, values=values))
+        asked_P, groups_P, rewards = list(scored.asked_P), list(scored.groups_P), scored.rewards.clone()
         for position, number in taken.items():
-            if drawn.outcomes_P:
-                drawn.spare.append(replace(drawn.outcomes_P[position], replaced=True))
-                drawn.outcomes_P[position] = other.outcomes_P[number]
-            drawn.groups_P[position] = other.groups_P[number]
-            drawn.plans_P[position] = other.plans_P[number]
-            drawn.active_P[position] = True
+            asked_P[position], groups_P[position] = other.asked_P[number], other.groups_P[number]
             own, new = (slice(p * group_size, (p + 1) * group_size) for p in (position, number))
-            rewards[own] = others_rewards[new]
-        drawn.rewards = rewards
-        first = accelerator.process_index * len(drawn.rows)
-        moved = dict(placed(group_size, taken, first, len(drawn.rows)))
-        for row, source in moved.items():
-            prompt, of_data_set = other.groups_P[source // group_size]
-            planned = other.plans_P[source // group_size].row()
-            drawn.rows[row], drawn.prompts[row] = dict(of_data_set), for_one_row(prompt)
-            drawn.refined[row] = planned.prompt if planned.refined else drawn.prompts[row]
-        put_records(drawn, {row: records[source] for row, source in moved.items()})
-        drawn.changed = drawn.changed or bool(taken)
-
-
-Metrics = dict[str, list[float]]
-
-
-def metrics_so_far(trainer: Any) -> Metrics:
-    """A copy of what the host has in store to be logged."""
-    return {name: list(values) for name, values in trainer._metrics["train"].items()}
-
-
-def count_once(trainer: Any, drawn: Drawn, before: Metrics, host_generate: Callable[[list[Any]], Any]) -> None:
-    """Have the host's metrics of generation speak of the batch as merged, and num_tokens of all that was generated.
-
-    Args:
-        trainer: The TRL trainer.
-        drawn: The batch as merged.
-        before: :func:`metrics_so_far` before the batch was generated.
-        host_generate: The host's ``_generate``. It logs lengths of what it returns and offers no other way to log them,
-            so it is run once more, on what was sampled already.
-    """
-    metrics, tokens = trainer._metrics["train"], trainer.state.num_input_tokens_seen
-    if drawn.changed:
-        first = {name: values[len(before.get(name, ())) :] for name, values in metrics.items()}
-        metrics.clear()
-        metrics.update(before)
-        with _serving(trainer, drawn):
-            again = host_generate(drawn.refined)
-        # By row it is what was sampled. What speaks of the whole batch (TRL 1.0: its number of tokens) is counted anew.
-        drawn.generated = tuple(
-            new if isinstance(new, torch.Tensor) else own for own, new in zip(drawn.generated, again, strict=True)
+            rewards[own] = other.rewards[new]
+        data, prompts, trained_on = list(scored.own.data), list(scored.own.prompts), list(scored.trained_on)
+        of_rows = [record(scored.generated, scored.logged, row) for row in range(len(prompts))]
+        first = accelerator.process_index * len(prompts)
+        for row, source in placed(group_size, taken, first, len(prompts)):
+            asked, group = other.asked_P[source // group_size], other.groups_P[source // group_size]
+            data[row], prompts[row] = dict(asked.row), for_one_row(asked.prompt)
+            trained_on[row] = prompt_of_slot(group, source % group_size, prompts[row])
+            of_rows[row] = records[source]
+        generated, logged = assemble(scored.generated, of_rows, values)
+        return Scored(
+            asked_P=asked_P,
+            groups_P=groups_P,
+            own=OwnRows(data, prompts),
+            trained_on=trained_on,
+            generated=generated,
+            rewards=rewards,
+            logged=logged,
+            merged=True,
+            metrics=scored.metrics,
+            not_trained=not_trained,
         )
-        for name, values in first.items():
-            if name not in before and name not in metrics:
-                metrics[name].extend(values)  # calls of tools: those of the first draw
-        trainer.state.num_input_tokens_seen = tokens
-    metrics["num_tokens"] = [tokens]
+
+    def _records(self, other: Scored, used: set[int]) -> dict[int, Record]:
+        """The records of the rows, of all ranks, of groups that are used."""
+        accelerator, group_size = self._trainer.accelerator, self._trainer.num_generations
+        count = len(other.own.prompts)
+        first = accelerator.process_index * count
+        own = {
+            first + row: record(other.generated, other.logged, row)
+            for row in range(count)
+            if (first + row) // group_size in used
+        }
+        together: dict[int, Record] = {}
+        for sent in gather([own], accelerator.num_processes):
+            together.update(sent)
+        return together
 
 
-@contextmanager
-def _serving(trainer: Any, drawn: Drawn) -> Generator[None]:
-    """Answer the host's next ``_generate`` with what was sampled: no model, no tool and no rollout_func is called."""
-    generated = drawn.generated
-    if len(generated) == 3:  # RLOO, which has no rollout_func
-        with replaced(trainer, "_generate_single_turn", lambda *_, **__: generated[1]):
-            yield
-        return
-    masks = {} if generated[2] is None else {"env_mask": generated[2]}
-    sampled = {"prompt_ids": generated[0], "completion_ids": generated[1], "logprobs": None, **masks}
-    with replaced(trainer, "rollout_func", lambda *_: sampled), replaced(trainer, "tools", None):
-        yield
+def _active(scored: Scored, scoring: Scoring) -> list[bool]:
+    """Which groups of a batch have a gradient."""
+    return has_gradient([group.trained for group in scored.groups_P], scoring.signals(scored.rewards))
+
+
+def _asked(candidate: Candidate, scored: Scored, pool: Any) -> Asked:
+    if candidate.prompt_index is None:
+        return scored.asked_P[candidate.position]
+    row = dict(pool[candidate.prompt_index])
+    return Asked(row["prompt"], row)
 
 
 def _pool(trainer: Any) -> Any:

@@ -3,87 +3,106 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 
-from refine_wrapper.core.batch import BatchStages
-from refine_wrapper.core.types import GroupOutcome, GroupPlan
-
-Group = tuple[Any, dict[str, Any]]
-"""Prompt and data set row of a group: column "prompt" is what the data set has, the prompt what the host made of it."""
+Rows = list[dict[str, Any]]
+"""Data set rows, one for each row of a batch."""
 
 
-@dataclass
-class Drawn:
-    """One draw of a batch, or of groups that may take the place of some of its: sampled, perhaps scored.
+@dataclass(frozen=True)
+class Asked:
+    """What a group of a batch is asked.
 
     Attributes:
-        groups_P: Prompt and row of every group, over all ranks.
-        stages: Both stages of these groups.
-        plans_P: Their plans.
-        rows: Data set rows, of this rank's rows; so are the next ones.
-        prompts: q.
-        refined: q', and q where a row stays plain.
-        generated: What the host's ``_generate`` returned.
-        rewards: Of all ranks' rows, by reward function; None before they are scored.
-        active_P: Which groups have a gradient.
-        outcomes_P: The finished groups; empty where nothing is refined, so that nobody observes them.
-        changed: Whether groups of another draw took the place of some.
-        spare: Finished groups that are not trained.
-        extra: What reward functions logged by ``log_extra``, by column, one value for each of this rank's rows.
-        values: What they logged by ``log_metric``.
+        prompt: q, as the host made it of the data set row.
+        row: The data set row.
     """
 
-    groups_P: list[Group]
-    stages: BatchStages
-    plans_P: list[GroupPlan]
-    rows: list[dict[str, Any]]
-    prompts: list[Any]
-    refined: list[Any]
-    generated: Any = ()
-    rewards: torch.Tensor | None = None
-    active_P: list[bool] = field(default_factory=list[bool])
-    outcomes_P: list[GroupOutcome] = field(default_factory=list[GroupOutcome])
-    changed: bool = False
-    spare: list[GroupOutcome] = field(default_factory=list[GroupOutcome])
-    extra: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    prompt: Any
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the host's ``_generate`` returned for some of this rank's rows.
+
+    Attributes:
+        parts: The tuple; only its length varies with trainer and version. RLOO's has three parts.
+    """
+
+    parts: tuple[Any, ...]
 
     @property
-    def rewards_of_rows(self) -> torch.Tensor:
-        assert self.rewards is not None, "not scored yet"
-        return self.rewards
+    def prompt_ids(self) -> list[list[int]]:
+        return self.parts[0]
 
     @property
     def completion_ids(self) -> list[list[int]]:
-        return self.generated[1]
+        return self.parts[1]
+
+    @property
+    def masks(self) -> list[Any]:
+        """Per row, 1 for the policy's own tokens, 0 for what tools or an environment said; None: all are its own."""
+        masks = self.parts[2] if len(self.parts) > 3 else None
+        return [None] * len(self.completion_ids) if masks is None else masks
 
     @property
     def completions(self) -> list[Any]:
-        return self.generated[2 if len(self.generated) == 3 else 3]
+        return self.parts[2 if len(self.parts) == 3 else 3]
 
 
-def record(drawn: Drawn, row: int) -> tuple[list[Any], dict[str, Any]]:
-    """What was generated and logged for one of this rank's rows, to be sent to another rank."""
-    generated = [_of_row(part, row) for part in drawn.generated]
-    return generated, {column: values[row] for column, values in drawn.extra.items() if len(values) == len(drawn.rows)}
+@dataclass(frozen=True)
+class Logged:
+    """What reward functions logged beside rewards.
+
+    Attributes:
+        columns: By ``log_extra``: column -> a value for each of this rank's rows.
+        values: By ``log_metric``: name -> values.
+    """
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def put_records(drawn: Drawn, records: Mapping[int, tuple[list[Any], dict[str, Any]]]) -> None:
-    """Put what was generated and logged for other rows in the place of some of this rank's rows."""
-    count = len(drawn.rows)
-    drawn.generated = tuple(
-        _with_rows(part, count, {row: generated[i] for row, (generated, _) in records.items()})
-        for i, part in enumerate(drawn.generated)
-    )
-    for column, values in drawn.extra.items():
-        if len(values) == count:
-            logged = {row: extra.get(column) for row, (_, extra) in records.items()}
-            drawn.extra[column] = _with_rows(values, count, logged)
+Record = tuple[list[Any], dict[str, Any]]
+"""What was generated and logged for one row, to be sent to another rank."""
+
+
+def record(generated: Generated, logged: Logged, row: int) -> Record:
+    """The record of one of this rank's rows."""
+    count = len(generated.completion_ids)
+    columns = {column: values[row] for column, values in logged.columns.items() if len(values) == count}
+    return [_of_row(part, row) for part in generated.parts], columns
+
+
+def assemble(
+    template: Generated, records: Sequence[Record], values: dict[str, list[float]]
+) -> tuple[Generated, Logged]:
+    """What the host's ``_generate`` would have returned for these rows, and what was logged for them.
+
+    Args:
+        template: From the same host: what does not belong to single rows is taken from it.
+        records: One for each row.
+        values: What was logged by ``log_metric``.
+    """
+    parts = tuple(_of_rows(part, [parts[i] for parts, _ in records]) for i, part in enumerate(template.parts))
+    logged = Logged(values=values)
+    for column in dict.fromkeys(column for _, columns in records for column in columns):
+        logged.columns[column] = [columns.get(column) for _, columns in records]
+    return Generated(parts), logged
+
+
+def joined(values: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """What several calls logged by ``log_metric``."""
+    together: dict[str, list[float]] = defaultdict(list)
+    for one in values:
+        for name, numbers in one.items():
+            together[name].extend(numbers)
+    return together
 
 
 def gather(objects: list[Any], num_ranks: int) -> list[Any]:
@@ -91,20 +110,13 @@ def gather(objects: list[Any], num_ranks: int) -> list[Any]:
     return gather_object(objects) if num_ranks > 1 else objects
 
 
-def masks_of(generated: Any) -> list[Any]:
-    """Per row, 1 for the policy's own tokens, 0 for what tools or an environment said; None where all are its own."""
-    masks = generated[2] if len(generated) > 3 else None
-    return [None] * len(generated[1]) if masks is None else masks
-
-
-def merge_extra_fields(inputs: Sequence[dict[str, Any]], generated: Sequence[Any]) -> None:
+def merge_extra_fields(inputs: Rows, generated: Generated) -> None:
     """What a user's rollout_func returns beside tokens is reward input, as in the host's own scoring."""
-    for extra_fields in generated:
+    for extra_fields in generated.parts:
         if isinstance(extra_fields, dict):
             for name, values in extra_fields.items():
-                for row, value in zip(
-                    inputs, values if isinstance(values, list) else [values] * len(inputs), strict=False
-                ):
+                of_rows = values if isinstance(values, list) else [values] * len(inputs)
+                for row, value in zip(inputs, of_rows, strict=False):
                     row[name] = value
 
 
@@ -128,15 +140,14 @@ def _of_row(part: Any, row: int) -> Any:
     return part[row] if isinstance(part, list) and part else None
 
 
-def _with_rows(part: Any, count: int, values: Mapping[int, Any]) -> Any:
-    if isinstance(part, dict):
-        names = dict.fromkeys([*part, *(name for value in values.values() for name in value or ())])
-        return {
-            name: _with_rows(part.get(name), count, {row: (value or {}).get(name) for row, value in values.items()})
-            for name in names
-        }
-    if isinstance(part, list) and part:
-        return [values.get(row, own) for row, own in enumerate(part)]
-    if (part is None or isinstance(part, list)) and any(value is not None for value in values.values()):
-        return [values.get(row) for row in range(count)]  # images, say, of which this rank had none
-    return part
+def _of_rows(template: Any, values: Sequence[Any]) -> Any:
+    """A part for some rows, from each row's share of it."""
+    if isinstance(template, dict):
+        names = dict.fromkeys(name for value in values for name in value or ())
+        whole = {name: part for name, part in template.items() if not isinstance(part, list)}
+        return {**whole, **{name: [(value or {}).get(name) for value in values] for name in names}}
+    if template is not None and not isinstance(template, list):
+        return template  # of the whole batch
+    if any(value is not None for value in values):
+        return list(values)
+    return [] if isinstance(template, list) else None

@@ -16,23 +16,23 @@ from refine_wrapper.errors import SeamError
 
 def switch_config(module: ModuleType) -> None:
     """Swap ``GRPOConfig`` or ``RLOOConfig`` for one with the ``refine_*`` fields."""
-    from refine_wrapper_trl.fields import RefineFields
+    from refine_wrapper_trl.fields import RefineSettings
 
     base = _class_of(module, "Config")
-    setattr(module, base.__name__, dataclass(_like(base, (RefineFields, base))))
+    setattr(module, base.__name__, dataclass(_like(base, (RefineSettings, base))))
 
 
 def switch_trainer(module: ModuleType) -> None:
     """Swap ``GRPOTrainer`` or ``RLOOTrainer`` for one that refines."""
-    from refine_wrapper_trl.mixin import RefineMixin
+    from refine_wrapper_trl.mixin import Seam
 
     base = _class_of(module, "Trainer")
 
     @functools.wraps(base.__init__)  # for who asks for the parameters: those of the host's class, not (*args, **kwargs)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        RefineMixin.__init__(self, *args, **kwargs)
+        Seam.__init__(self, *args, **kwargs)
 
-    setattr(module, base.__name__, _like(base, (RefineMixin, base), __init__=__init__))
+    setattr(module, base.__name__, _like(base, (Seam, base), __init__=__init__))
 
 
 def _class_of(module: ModuleType, suffix: str) -> type:

@@ -219,7 +219,7 @@ class _Draft:
         self._how: Shorten = how
         self.text = controls.broken(text)
         # Tokens of another text than the one that is shown say nothing about where to cut it.
-        self._token_ids = token_ids if self.text == text else None
+        self._token_ids = _without_end(token_ids, tokenizer) if token_ids is not None and self.text == text else None
         self._checked = False
 
     @property
@@ -244,6 +244,14 @@ class _Draft:
             return self._controls.neutralise(self.text), True
         cut = shorten(self.text, keep, self._how, self._tokenizer, self._token_ids)
         return self._controls.neutralise(cut), cut == self.text
+
+
+def _without_end(token_ids: Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
+    """The tokens of the text alone: the end-of-sequence token that a host hands over with them is not shown."""
+    special, end = set(tokenizer.all_special_ids), len(token_ids)
+    while end and token_ids[end - 1] in special:
+        end -= 1
+    return token_ids[:end]
 
 
 class _QuestionTokens:

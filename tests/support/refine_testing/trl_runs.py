@@ -18,7 +18,7 @@ from datasets import Dataset
 from refine_testing.devices import ON_GPU
 from refine_testing.rewards import RecordingReward, checksum, text_of
 from refine_testing.tiny import tiny_llama, tiny_tokenizer
-from refine_wrapper.core.trace import read_trace
+from refine_testing.traces import read_groups
 from refine_wrapper_trl import RefineGRPOConfig, RefineGRPOTrainer, RefineRLOOConfig, RefineRLOOTrainer
 
 IMPROVE = (
@@ -227,7 +227,7 @@ def check_refined(
         uses: How often each row went into the loss (``num_iterations``).
         chat: What the host passes to the chat template.
     """
-    config = trainer._refine_stages._refiner.config
+    config = trainer._refine_batches.config
     found = batches(reward.calls, config.num_drafts, trainer.num_generations)
     assert len(found) == num_batches
     expected: Counter[tuple[str, str]] = Counter()
@@ -242,7 +242,7 @@ def check_refined(
                 expected[rendered(trainer, prompt, **chat), refinement] += uses
     assert Counter(trained_rows(trainer)) == expected
     assert any(choice is not None for choice in choices), "nothing was refined: the run proves nothing"
-    trace = read_trace(Path(config.trace_dir))
+    trace = read_groups(Path(config.trace_dir))
     assert [group["action"] for group in trace] == ["plain" if choice is None else "refine" for choice in choices]
     assert [group["draft_text"] for group in trace] == [choice or "" for choice in choices]
     assert [len(group["drafts"]) for group in trace] == [config.num_drafts] * len(choices)
@@ -261,4 +261,4 @@ def letters_only() -> dict[str, Any]:
 
 def trace_of(trainer: Any) -> list[dict[str, Any]]:
     """The groups that a trainer of :func:`make` has traced so far."""
-    return read_trace(Path(trainer._refine_stages._refiner.config.trace_dir))
+    return read_groups(Path(trainer._refine_batches.config.trace_dir))

@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 from refine_testing.rewards import RecordingReward, text_of
 from refine_testing.tiny import tiny_llama
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import TRAINERS, as_q_prime, chats, logged, q_prime_ids, questions, trainer_for
 
-from refine_wrapper.core.trace import read_trace
 from refine_wrapper.errors import BudgetError, ConfigError
 from refine_wrapper_trl import refine
 
@@ -76,7 +76,7 @@ def test_only_the_draft_is_cut_and_over_long_questions_are_the_hosts(
         else:
             assert ids == trainer._tokenize_prompts([row["prompt"]])[0][0], row["name"]
         assert len(ids) <= room or row["name"] == "too long"
-    groups = {text_of(group["question"]): group for group in read_trace(tmp_path)}
+    groups = {text_of(group["question"]): group for group in read_groups(tmp_path)}
     named = {name: groups[question] for name, question in zip(lengths, asked, strict=True)}
     assert {name: group["cause"] for name, group in named.items()} == {
         "whole": None,
@@ -90,7 +90,6 @@ def test_only_the_draft_is_cut_and_over_long_questions_are_the_hosts(
     assert logged(trainer, "refine/fallbacks") == [3]
     assert logged(trainer, "refine/fallbacks/no_room") == [2]
     assert logged(trainer, "refine/fallbacks/question_too_long") == [1]
-    assert logged(trainer, "refine/draft_failures/over_budget") == [2]
     assert logged(trainer, "refine/refined_share") == [0.5]
     assert logged(trainer, "refine/drafts_shortened_share") == [pytest.approx(2 / 3)]
 

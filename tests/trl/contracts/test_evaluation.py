@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from refine_testing.rewards import RecordingReward
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import ATTEMPT, questions, recorded, trainer_for
 
-from refine_wrapper.core.metrics import METRICS
-from refine_wrapper.core.trace import read_trace
+from refine_wrapper.core.metrics import MEANINGS
 
 pytestmark = pytest.mark.oldest
 
@@ -83,7 +83,7 @@ def test_evaluation_through_both_stages_where_asked(objective: str, tmp_path: Pa
     for row, prompt in enumerate(trainer.generations[1].prompts):
         assert f"{ATTEMPT}\n\n{both.best_text(row // 2, num_drafts=3)}\n\n" in prompt
     refine = {name.removeprefix("eval_"): value for name, value in metrics.items() if "refine/" in name}
-    assert set(refine) <= set(METRICS)
+    assert set(refine) <= set(MEANINGS)
     assert refine["refine/completions"] == 15
     assert (trainer.num_generations, trainer.num_generations_eval) == (4, 2)
-    assert {group["group_id"].split("-")[0] for group in read_trace(tmp_path / "trace")} == {"eval"}
+    assert {group["group_id"].split("-")[0] for group in read_groups(tmp_path / "trace")} == {"eval"}

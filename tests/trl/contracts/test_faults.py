@@ -13,10 +13,10 @@ import numpy
 import pytest
 import torch
 from refine_testing.rewards import RecordingReward, checksum
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import ATTEMPT, logged, questions, trainer_for, weights_of
 
-from refine_wrapper.core.metrics import METRICS
-from refine_wrapper.core.trace import read_trace
+from refine_wrapper.core.metrics import MEANINGS
 from refine_wrapper.errors import NoDraftError
 
 pytestmark = pytest.mark.oldest
@@ -130,7 +130,7 @@ def test_drafts_that_fail_alone_are_passed_over(objective: str, tmp_path: Path) 
     assert logged(trainer, "refine/draft_failures/no_reward") == [1]
     assert logged(trainer, "refine/draft_failures/wrong_length") == [1]
     assert logged(trainer, "refine/draft_reward_mean") == [-5.0]
-    assert [group["selected"] for group in read_trace(tmp_path)] == [2, 2]
+    assert [group["selected"] for group in read_groups(tmp_path)] == [2, 2]
     prompts = trainer.batches[0].prompts(trainer.processing_class)
     assert [re.findall(r"text \d", prompt) for prompt in prompts] == [["text 2"]] * G + [["text 5"]] * G
 
@@ -151,9 +151,20 @@ def test_a_failing_reward_beside_a_good_one_makes_the_draft_unusable(tmp_path: P
     def good(completions: list[str], **_: Any) -> list[float]:
         return [1.0] * len(completions)
 
-    trainer = _run(tmp_path, [good, OnlyDrafts(lambda texts: [0.0] * N + [math.nan] * N)])
+    trainer = _run(tmp_path, [good, OnlyDrafts(lambda texts: [0.0] * N + [math.inf] * N)])
     assert logged(trainer, "refine/draft_failures/non_finite") == [N]
     assert logged(trainer, "refine/refined_share") == [0.5]
+
+
+def test_nan_beside_a_good_reward_is_left_out_as_the_host_does(tmp_path: Path) -> None:
+    """To the host NaN is None: a sparse task, or a reward that only watches, must not condemn every draft."""
+
+    def good(completions: list[str], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    trainer = _run(tmp_path, [good, OnlyDrafts(lambda texts: [0.0] * N + [math.nan] * N)])
+    assert logged(trainer, "refine/draft_failures") == [0]
+    assert logged(trainer, "refine/refined_share") == [1]
 
 
 def test_a_reward_that_does_not_apply_beside_a_good_one_is_no_failure(tmp_path: Path) -> None:
@@ -236,7 +247,7 @@ def test_skip_trains_nothing_where_every_group_is_skipped(settings: dict[str, An
 def test_error_stops_the_run_and_says_why(objective: str, tmp_path: Path) -> None:
     reward = OnlyDrafts(lambda texts: _raise(RuntimeError("reward server is down")))
     with pytest.raises(
-        NoDraftError, match=r"no_usable_draft.*draft 0: reward_exception \(RuntimeError: reward server is"
+        NoDraftError, match=r"no_usable_draft.*sample 0: reward_exception \(RuntimeError: reward server is"
     ):
         _run(tmp_path, reward, objective=objective, refine_on_no_draft="error")
 
@@ -260,4 +271,4 @@ def test_stopping_from_within_a_reward_is_no_failure(tmp_path: Path) -> None:
 def test_every_name_that_was_counted_is_documented(tmp_path: Path) -> None:
     trainer = _run(tmp_path, OnlyDrafts(lambda texts: [math.nan, None, "x", 1.0, 1.0, 1.0]))
     names = {name for entry in trainer.state.log_history for name in entry if name.startswith("refine/")}
-    assert names <= set(METRICS)
+    assert names <= set(MEANINGS)

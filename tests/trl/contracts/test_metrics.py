@@ -1,4 +1,4 @@
-"""Contract 10: the metrics mean what METRICS says, recomputed here by hand from what the reward function saw."""
+"""Contract 10: the metrics mean what MEANINGS says, recomputed here by hand from what the reward function saw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from refine_testing.rewards import RecordingReward
 from refine_testing.trl_host import ATTEMPT, Recorded, logged, questions, recorded, spelled, trainer_for
 
-from refine_wrapper.core.metrics import METRICS
+from refine_wrapper.core.metrics import MEANINGS
 
 pytestmark = pytest.mark.oldest
 
@@ -61,6 +61,9 @@ def _by_hand(both: Recorded) -> dict[str, float]:
     paid = {g: both.rewards[g * G : g * G + G] for g in range(P)}
     active = {g: max(paid[g]) != min(paid[g]) for g in range(P)}  # type: ignore[type-var]
     ended = [ids[-1] == 3 for ids in both.drafts["completion_ids"]]  # <|im_end|>
+    all_wrong = [g for g in range(P) if 1.0 not in rewards[g]]
+    repaired = {g: [reward == 1.0 for reward in paid[g]] for g in all_wrong if g in refined}
+    copied = {g: [_answer(t) == _answer(drafts[best[g]]) for t in texts[g * G : g * G + G]] for g in refined}
     return {
         "refine/groups": P,
         "refine/refined_share": len(refined) / P,
@@ -72,9 +75,13 @@ def _by_hand(both: Recorded) -> dict[str, float]:
         "refine/gradient_active_share": fmean(active.values()),
         "refine/gradient_active_share_draft_max": fmean(active[g] for g in refined if chosen[g] == 1.0),
         "refine/gradient_active_share_draft_below_max": fmean(active[g] for g in refined if chosen[g] < 1.0),
-        "refine/copy_rate": fmean(
-            _answer(text) == _answer(drafts[best[g]]) for g in refined for text in texts[g * G : g * G + G]
-        ),
+        "refine/draft_solve_rate": fmean(reward == 1.0 for reward in both.draft_rewards),
+        "refine/all_wrong_share": len(all_wrong) / P,
+        "refine/repair_rate": fmean(right for found in repaired.values() for right in found),
+        "refine/repaired_share": fmean(any(found) for found in repaired.values()),
+        "refine/copy_rate": fmean(copy for found in copied.values() for copy in found),
+        "refine/copy_rate_wrong": fmean(copy for g in refined if chosen[g] < 1.0 for copy in copied[g]),
+        "refine/trained_on_question": 0,
         "refine/draft_tokens": sum(map(len, both.drafts["completion_ids"])),
         "refine/refinement_tokens": sum(map(len, both.refinements["completion_ids"])),
         "refine/completions": P * (N + G),
@@ -124,7 +131,7 @@ def test_metrics_are_what_was_recorded(objective: str, tokenizer: Any, tmp_path:
         name: pytest.approx(value) for name, value in expected.items()
     }
     assert all(found[name] > 0 for name in times)
-    assert set(found) <= set(METRICS)
+    assert set(found) <= set(MEANINGS)
     # The case is not a degenerate one.
     assert expected["refine/refined_share"] == 0.75
     assert expected["refine/copy_rate"] == pytest.approx(8 / 12)

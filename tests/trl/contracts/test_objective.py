@@ -15,61 +15,34 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from refine_testing.objective import (
-    Row,
-    grpo_advantages,
-    leave_one_out_advantages,
-    sequence_objective,
-    token_logps,
-    token_objectives,
-)
+from refine_testing.objective import Row, grpo_advantages, leave_one_out_advantages, token_logps
 from refine_testing.resampled import PayingReward, flat_for, merged
 from refine_testing.rewards import RecordingReward
 from refine_testing.tiny import tiny_llama
 from refine_testing.trl_host import (
     TRAINERS,
     Recorded,
-    Step,
     logged,
     q_prime_ids,
     questions,
     recorded,
     trainer_for,
-    unpadded,
     weights_of,
+)
+from refine_testing.trl_loss import (
+    EPSILON,
+    LENGTH,
+    Key,
+    WithGradients,
+    assert_clipping_mattered,
+    compare_loss,
+    keys_of,
 )
 from trl import GRPOTrainer
 
 pytestmark = pytest.mark.oldest
 
-G, N, LENGTH, EPSILON = 4, 3, 10, 0.1
-Key = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def aggregate(objective: str, parts: Sequence[torch.Tensor], rows: Sequence[Row], tokens_of_batch: int) -> torch.Tensor:
-    """The loss of one micro-batch before accumulation, from each row's part of J. Rows not trained have parts of zero."""
-    if objective == "grpo":
-        return -torch.stack([part.mean() for part in parts]).mean()
-    if objective == "rloo":
-        return -torch.stack(list(parts)).mean()
-    total = -torch.cat(list(parts)).sum()
-    if objective == "dr_grpo":
-        return total / (len(rows) * LENGTH)
-    return total / (tokens_of_batch if objective == "dapo" else _trained_tokens(rows))
-
-
-def _trained_tokens(rows: Sequence[Row]) -> int:
-    return sum(len(row.completion_ids) for row in rows if row.trained)
-
-
-class WithGradients:
-    """Goes before a trainer class: also notes the gradient of each loss."""
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs)  # type: ignore[misc]
-        self.gradients: list[Any] = getattr(self, "gradients", [])
-        self.gradients.append(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
-        return loss
+G, N = 4, 3
 
 
 def _trained(folder: Path, objective: str, reward: Any, data: Dataset, **settings: Any) -> Any:
@@ -110,57 +83,6 @@ def _rows(trainer: Any, both: Recorded, advantages: Sequence[float], skipped: Se
     return rows
 
 
-def _keys(step: Step) -> list[Key]:
-    prompts = unpadded(step.inputs["prompt_ids"], step.inputs["prompt_mask"])
-    completions = unpadded(step.inputs["completion_ids"], step.inputs["completion_mask"])
-    return [(tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True)]
-
-
-def _compare(
-    trainer: Any,
-    objective: str,
-    step_number: int,
-    rows: dict[Key, Row],
-    old: dict[str, torch.Tensor],
-    *,
-    beta: float = 0.0,
-    start: dict[str, torch.Tensor] | None = None,
-    accumulated: int = 1,
-) -> torch.Tensor:
-    """One loss of the host and its gradient against the formula; returns the ratios."""
-    model, step = tiny_llama(), trainer.steps[step_number]
-    names = [name for name, _ in model.named_parameters()]
-    weights = {name: tensor.clone().requires_grad_(name in names) for name, tensor in step.weights.items()}
-    parts, ratios, used = [], [torch.empty(0)], []
-    for key in _keys(step):
-        assert key in rows, "a row reached the loss that is no refinement of q'"
-        used.append(rows[key])
-        if not rows[key].trained:
-            parts.append(torch.zeros(() if objective == "rloo" else 1))
-            continue
-        if objective == "rloo":
-            part, ratio = sequence_objective(model, weights, old, rows[key], epsilon=EPSILON)
-        else:
-            part, ratio = token_objectives(model, weights, old, rows[key], epsilon=EPSILON, beta=beta, reference=start)
-        parts.append(part)
-        ratios.append(ratio.flatten())
-    expected = aggregate(objective, parts, used, _trained_tokens(list(rows.values())))
-    if objective != "dapo":  # its number of tokens is that of all accumulated micro-batches already
-        # RLOO leaves the division to the Trainer that it inherits from.
-        expected = expected / (1 if objective == "rloo" else accumulated)
-    assert step.loss == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5), f"loss {step_number}"
-    gradient = torch.autograd.grad(expected, [weights[name] for name in names])
-    for name, one, other in zip(names, gradient, trainer.gradients[step_number], strict=True):
-        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5), f"gradient {step_number} of {name}"
-    return torch.cat(ratios)
-
-
-def _assert_clipping_mattered(ratios: Sequence[torch.Tensor]) -> None:
-    away = (torch.cat(list(ratios)) - 1).abs()
-    assert (away < 1e-4).any(), "no ratio is 1, so this was not the first iteration"
-    assert (away > EPSILON).any(), "no ratio left the clip range, so clipping was not compared"
-
-
 @pytest.mark.parametrize(
     ("objective", "settings"),
     [
@@ -197,10 +119,10 @@ def test_the_loss_is_the_formula_on_refinements(objective: str, settings: dict[s
         rows = _rows(trainer, both, advantages)
         used = []
         for step in range(4 * number, 4 * number + 4):
-            ratios.append(_compare(trainer, objective, step, rows, old, beta=beta, start=start, accumulated=2))
-            used += _keys(trainer.steps[step])
+            ratios.append(compare_loss(trainer, objective, step, rows, old, beta=beta, start=start, accumulated=2))
+            used += keys_of(trainer.steps[step])
         assert sorted(used) == sorted([*rows] * 2), "not every refinement was trained once per iteration"
-    _assert_clipping_mattered(ratios)
+    assert_clipping_mattered(ratios)
 
 
 @pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "bnpo", "rloo"])
@@ -235,8 +157,8 @@ def test_skipped_groups_are_in_no_part_of_the_loss(objective: str, tmp_path: Pat
     else:
         advantages = grpo_advantages(rewards, G, scaled=objective != "dr_grpo")
     rows = _rows(trainer, both, advantages, skipped=[skipped])
-    ratios = [_compare(trainer, objective, step, rows, trainer.batches[0].weights) for step in (0, 1)]
-    _assert_clipping_mattered(ratios)
+    ratios = [compare_loss(trainer, objective, step, rows, trainer.batches[0].weights) for step in (0, 1)]
+    assert_clipping_mattered(ratios)
     assert logged(trainer, "refine/refined_share") == [0.5]
 
 
@@ -275,10 +197,10 @@ def test_the_loss_is_the_formula_on_groups_drawn_again(objective: str, num_draft
             }
         used = []
         for step in range(4 * number, 4 * number + 4):
-            ratios.append(_compare(trainer, objective, step, rows, trainer.batches[number].weights, accumulated=2))
-            used += _keys(trainer.steps[step])
+            ratios.append(compare_loss(trainer, objective, step, rows, trainer.batches[number].weights, accumulated=2))
+            used += keys_of(trainer.steps[step])
         assert sorted(used) == sorted([*rows] * 2), "not every row was trained once per iteration"
-    _assert_clipping_mattered(ratios)
+    assert_clipping_mattered(ratios)
 
 
 _EVERY = {

@@ -21,9 +21,8 @@ import refine_testing
 from refine_testing.objective import grpo_advantages, leave_one_out_advantages
 from refine_testing.resampled import merged
 from refine_testing.rewards import RecordingReward, checksum, text_of
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import ATTEMPT, as_q_prime, logged, questions, trainer_for
-
-from refine_wrapper.core.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 
@@ -127,7 +126,7 @@ class Ran:
             pytest.fail(f"scenario {name!r} did not finish on both ranks within {SECONDS} s\n{self._log[-6000:]}")
         ranks = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         trace = self._folder / name / "trace"
-        return ranks, read_trace(trace) if trace.exists() else []  # a plain run has none
+        return ranks, read_groups(trace) if trace.exists() else []  # a plain run has none
 
 
 @pytest.fixture(scope="session")
@@ -332,7 +331,7 @@ def _traced(folder: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[f
         **settings,
     )
     trainer.train()
-    groups = read_trace(folder / "trace")
+    groups = read_groups(folder / "trace")
     timed = ("time", "stage1_seconds", "stage2_seconds")
     return [{n: v for n, v in group.items() if n not in timed} for group in groups], logged(trainer, "loss")
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from refine_testing.rewards import RecordingReward, text_of
 from refine_testing.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import ATTEMPT, chats, logged, questions, record_generation, trainer_for, unpadded
 from transformers import LlamaForSequenceClassification
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward, think_format_reward
-
-from refine_wrapper.core.trace import read_trace
 
 oldest = pytest.mark.oldest
 
@@ -45,7 +44,7 @@ def test_accuracy_reward_pays_the_refinement_alone(objective: str, tmp_path: Pat
     trainer.train()
 
     assert all(f"{ATTEMPT}\n\n{RIGHT}\n\n" in prompt for prompt in trainer.batches[0].prompts(trainer.processing_class))
-    for group in read_trace(tmp_path):
+    for group in read_groups(tmp_path):
         assert [draft["reward"] for draft in group["drafts"]] == [0, 1, 0, 0]
         assert [refinement["reward"] for refinement in group["refinements"]] == [0, 0, 0, 1]
     assert list(trainer._logs["rewards"]["accuracy_reward"]) == [0, 0, 0, 1] * 2
@@ -86,7 +85,7 @@ def test_shipped_rewards_are_summed_with_their_weights_for_drafts_and_refinement
         refine_trace_dir=str(tmp_path),
     )
     trainer.train()
-    for group in read_trace(tmp_path):
+    for group in read_groups(tmp_path):
         assert [draft["reward"] for draft in group["drafts"]] == [0, 2, 0.5, 0]
         assert group["selected"] == 1
         assert {refinement["reward"] for refinement in group["refinements"]} == {2}

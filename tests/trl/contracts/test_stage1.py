@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from refine_testing.rewards import RecordingReward
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import ATTEMPT, questions, recorded, trainer_for
-
-from refine_wrapper.core.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 
@@ -82,7 +81,7 @@ def test_the_best_draft_is_the_best_by_the_weighted_sum(objective: str, tmp_path
         refine_trace_texts=True,
     )
     trainer.train()
-    for group in read_trace(tmp_path):
+    for group in read_groups(tmp_path):
         # 2 * 1 (the other one does not apply), 0.25 * 5, 2 * 0.8 + 0.25 * 4
         assert [draft["reward"] for draft in group["drafts"]] == pytest.approx([2.0, 1.25, 2.6])
         assert group["draft_text"] == "both"

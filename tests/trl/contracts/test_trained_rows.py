@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from refine_testing.rewards import RecordingReward, text_of
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import (
     ATTEMPT,
     chats,
@@ -18,8 +19,6 @@ from refine_testing.trl_host import (
     trainer_for,
     unpadded,
 )
-
-from refine_wrapper.core.trace import read_trace
 
 pytestmark = pytest.mark.oldest
 
@@ -78,6 +77,6 @@ def test_equal_prompts_with_different_labels_are_separate_groups(objective: str,
     (batch,) = trainer.batches
     for row, prompt in zip(batch.rows, batch.prompts(trainer.processing_class), strict=True):
         assert f"{ATTEMPT}\n\n{row['label']}\n\n" in prompt, "a group got the draft of another one with the same prompt"
-    groups = read_trace(tmp_path / "trace")
+    groups = read_groups(tmp_path / "trace")
     assert len({group["group_id"] for group in groups}) == 3
     assert [group["draft_text"] for group in groups] == [row["label"] for row in batch.rows[::2]]

@@ -15,9 +15,9 @@ from refine_testing.objective import grpo_advantages, leave_one_out_advantages
 from refine_testing.resampled import Merged, PayingReward, flat_for, merged
 from refine_testing.rewards import checksum, text_of
 from refine_testing.tiny import tiny_tokenizer
+from refine_testing.traces import read_groups
 from refine_testing.trl_host import TRAINERS, chats, logged, q_prime_ids, questions, trainer_for, unpadded, weights_of
 
-from refine_wrapper.core.trace import read_trace
 from refine_wrapper_trl import RefineGRPOTrainer
 
 pytestmark = pytest.mark.timeout(120)
@@ -145,7 +145,7 @@ def test_groups_without_a_gradient_are_replaced(
     shown = list(trainer._logs["prompt"])[-P * G :]  # TRL 1.0 shows q', later ones q
     assert all(prompt.startswith(question) for prompt, question in zip(shown, last["prompts"], strict=True))
     if num_drafts:
-        groups = read_trace(tmp_path / "trace")
+        groups = read_groups(tmp_path / "trace")
         for step, batch in enumerate(batches):
             of_step = [group for group in groups if group["step"] == step]
             trained = [group for group in of_step if not group.get("replaced")]

@@ -13,7 +13,7 @@ from refine_testing.trl_host import logged, questions, trainer_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import TrackioCallback, WandbCallback
 
-from refine_wrapper.core.metrics import METRICS, is_cause
+from refine_wrapper.core.metrics import MEANINGS, is_cause
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,7 +47,7 @@ def _pay(prompt: str, text: str, columns: dict[str, Any]) -> float:
 def test_every_documented_name_arrives_at_every_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = next(p for p in Path(__file__).parents if (p / "docs").is_dir()) / "docs" / "metrics.md"
     documented = set(TABLE.findall(docs.read_text(encoding="utf-8")))
-    assert documented == {name for name in METRICS if not is_cause(name)}
+    assert documented == {name for name in MEANINGS if not is_cause(name)}
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     wandb, to_wandb = _tracking(WandbCallback, "_wandb")
     trackio, to_trackio = _tracking(TrackioCallback, "_trackio")

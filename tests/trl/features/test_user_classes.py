@@ -146,7 +146,7 @@ def test_settings_given_in_several_places_add_up(tmp_path: Path) -> None:
     twice = refine(once, num_drafts=5)
     trainer = make(tmp_path, trainer_class=twice, reward_funcs=reward, refine_selector="best")
     trainer.train()
-    config = trainer._refine_stages._refiner.config
+    config = trainer._refine_batches.config
     assert (config.num_drafts, config.template, config.selector) == (5, "turns", "median")
     assert {len(group["drafts"]) for group in trace_of(trainer)} == {5}
     assert {group["selector"] for group in trace_of(trainer)} == {"median"}

@@ -126,7 +126,7 @@ def test_only_the_draft_is_cut_beside_an_image(tmp_path: Path) -> None:
         if group["action"] == "refine":
             assert len(trainer.processing_class.tokenizer.encode(group["draft_text"])) <= 2
     limit = 2048 - trainer.args.max_completion_length
-    assert trainer._refine_stages._refiner.room.max_prompt_tokens == limit
+    assert trainer._refine_batches.planner.room.max_prompt_tokens == limit
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

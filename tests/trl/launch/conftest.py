@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from refine_testing.tiny import save_tiny
-
-from refine_wrapper.core.trace import read_trace
+from refine_testing.traces import read_groups
 
 SCRIPTS = Path(__file__).parent / "scripts"
 NUM_ROWS = 24
@@ -34,7 +33,7 @@ class Launched:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        return read_trace(self.folder / "trace")
+        return read_groups(self.folder / "trace")
 
     @property
     def steps(self) -> list[dict[str, Any]]:
