@@ -25,7 +25,6 @@ REWRITES: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = 
     (r"[^\x00-\x7f]+", lambda found: unicodedata.normalize("NFKC", found[0])),  # full-width digits, thin spaces, ½
     (r"(?:√|(?<![\\A-Za-z])sqrt)\s*(\d+(?:\.\d+)?|[A-Za-z]|\((?:[^()]|\([^()]*\))*\))", r"\\sqrt{\1}"),
     (r"√", r"\\sqrt"),
-    (r"−", "-"),  # noqa: RUF001
     (r"⁄", "/"),  # noqa: RUF001
     (r"°", r"^\\circ "),
     (r"∅|\\varnothing", r"\\emptyset "),

@@ -44,6 +44,7 @@ def main(limit: float, starter: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, resource.getrlimit(resource.RLIMIT_AS)[1]))
     try:
         _math_verify()
+        check("x = 1", "x = 2")  # the first use of parser and solver takes a second, which is no answer's fault
         reply: Any = "ready"
     except Exception as error:
         reply = {"error": f"{type(error).__name__}: {error}"}

@@ -146,7 +146,7 @@ def test_a_sentence_is_searched_and_a_bare_answer_is_boxed() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["(", "√(", "1 ", "1,", "12,34", "a", "text ", r"\text{", "answer is ", "1\n", "２", "{"]
+    "unit", ["(", "√(", "1 ", "1,", "12,34", "a", "text ", r"\text{", "answer is ", "1\n", "\uff12", "{"]
 )
 def test_no_answer_makes_the_rules_slow(unit: str) -> None:
     """Each would take minutes in time that grows with the square of the length; the session's limit is one."""
