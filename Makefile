@@ -6,7 +6,7 @@ ARGS ?=
 # nox lives in the cached environment `dev`, which the first use makes: a fresh clone needs only Python.
 NOX = dev="$$($(PYTHON) tools/environment.py dev)" && "$$dev" -m nox
 # What `make test` runs: all of it, or some, as in: make test SESSIONS="lint core"
-SESSIONS ?= lint core trl trl_oldest trl_vllm evaluation ablation report openrlhf openrlhf_oldest openrlhf_launcher_oldest verl verl_oldest
+SESSIONS ?= lint core trl trl_oldest math_oldest trl_vllm evaluation ablation report openrlhf openrlhf_oldest openrlhf_launcher_oldest verl verl_oldest
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo lint format wheel environments clean

@@ -32,6 +32,7 @@ nox.options.sessions = [
     "trl",
     "report",
     "trl_oldest",
+    "math_oldest",
     "trl_vllm",
     "evaluation",
     "ablation",
@@ -100,6 +101,12 @@ def report(session: nox.Session) -> None:
 def trl_oldest(session: nox.Session) -> None:
     """The tests marked `oldest`, on the oldest TRL that is supported."""
     _test(session, "trl-oldest", "trl", "-m", "oldest and not long")
+
+
+@nox.session
+def math_oldest(session: nox.Session) -> None:
+    """The math reward on the oldest math-verify that is supported."""
+    _test(session, "math-oldest", "trl/rewards")
 
 
 @nox.session

@@ -35,6 +35,7 @@ PINS = Path(__file__).resolve().parent.parent / "environments"
 # Environments that are only a few packages laid over another one through PYTHONPATH.
 OVERLAYS = {
     "trl-oldest": "trl",
+    "math-oldest": "trl",
     "openrlhf-oldest": "openrlhf",
     "openrlhf-launcher-oldest": "openrlhf",
     "verl-oldest": "verl",

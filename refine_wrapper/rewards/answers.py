@@ -14,7 +14,8 @@ _HASHES = re.compile(r"####\s*(.+)")
 def extract_answer(text: str) -> str:
     r"""The last ``\boxed{...}``, else the last ``<answer>`` tag, else after the last ``####``, else all.
 
-    Whitespace at the ends does not count.
+    Whitespace at the ends does not count. A last box that was cut off holds no answer: it is empty, whatever was in
+    an earlier one.
     """
     marked = marked_answer(text)
     return text.strip() if marked is None else marked
@@ -32,8 +33,8 @@ def marked_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` or ``\fbox{...}``, nested braces included."""
-    boxes = boxed_spans(text)
+    r"""The content of the last ``\boxed{...}`` or ``\fbox{...}``, nested braces included; empty if it was cut off."""
+    boxes = _boxes(text)
     if not boxes:
         return None
     start, end = max(boxes)
@@ -42,6 +43,11 @@ def last_boxed(text: str) -> str | None:
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
     r"""Where the content of every complete ``\boxed{...}`` or ``\fbox{...}`` starts and ends."""
+    return [(start, end) for start, end in _boxes(text) if end >= start]
+
+
+def _boxes(text: str) -> list[tuple[int, int]]:
+    """Start and end of every box's content; of one that is never closed the end is 0, so that it is empty."""
     spans: list[tuple[int, int]] = []
     open_braces: list[int | None] = []  # for a box where its content starts, for any other brace None
     for brace in _BRACE.finditer(text):
@@ -51,4 +57,4 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
                 spans.append((start, brace.start()))
         else:
             open_braces.append(brace.end() if len(brace[0]) > 1 else None)
-    return spans
+    return spans + [(start, 0) for start in open_braces if start is not None]

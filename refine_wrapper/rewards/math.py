@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.messages import Message
 from refine_wrapper.rewards.math_gold import right_answers
-from refine_wrapper.rewards.math_notation import final_answer, is_plain_number, normalized
-from refine_wrapper.rewards.math_process import Failure, MathProcess
+from refine_wrapper.rewards.math_notation import final_answer
+from refine_wrapper.rewards.math_process import PROCESSES, Failure, MathProcesses
 from refine_wrapper.rewards.text import completion_text
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 8192
 
 
 class MathReward:
     r"""1.0 if the final answer of a completion equals the right one, else 0.0; None where the row has none.
 
     The answer is what stands in the last ``\boxed{}``, else in the last ``<answer>`` tag, else after the last
-    ``####``, else what math-verify finds at the end of the text; reasoning before ``</think>`` does not
-    count. Equality is math-verify's: ``\frac{1}{2}`` is ``0.5`` and ``50\%``, ``(1, 2)`` is not ``(2, 1)``;
-    what it cannot read as mathematics is compared as text.
+    ``####``, else after the last "answer is", else what math-verify finds at the end of the text; reasoning
+    before ``</think>`` does not count, and a last box that was cut off is no answer. Equality is math-verify's:
+    ``\frac{1}{2}`` is ``0.5`` and ``50\%``, ``(1, 2)`` is not ``(2, 1)``; what it cannot read as mathematics is
+    compared as text. docs/rewards.md says what is read and compared beside it.
 
-    Answers are compared in another process, which is started when first needed: an answer on which sympy
-    hangs (``9^{9^{9^{9}}}``) scores 0.0 after ``timeout`` and is counted in :attr:`timeouts`. Safe to call
-    from threads, to pickle and to fork.
+    Answers are compared in other processes, which are started when first needed: an answer on which sympy
+    hangs (``9^{9^{9^{9}}}``) scores 0.0 after ``timeout`` and is counted in :attr:`timeouts`; a right answer on
+    which it hangs gives None. Safe to call from threads, to pickle and to fork.
 
     Args:
         answer_column: Column of the data set with the right answers, as answers or as solutions that mark
@@ -60,65 +60,44 @@ class MathReward:
         """One number or None per completion.
 
         Raises:
-            ConfigError: If no column has the right answers, or math-verify is not installed.
-            RefineError: If the process that compares answers cannot be started.
+            ConfigError: If no column has the right answers.
+            RefineError: If the process that compares answers cannot be started: math-verify is not installed.
         """
         golds = right_answers(columns, self.answer_column, len(completions), self.__name__)
-        _require_math_verify(self.__name__)
         before = self.timeouts
-        rewards = [
-            None if gold is None else self._score(gold, final_answer(completion_text(completion)))
-            for gold, completion in zip(golds, completions, strict=True)
-        ]
+        answers = [final_answer(completion_text(completion)) for completion in completions]
+        # Answers repeat within a group; one that hangs costs its time once a call, and is not remembered for longer.
+        rows = list(zip(golds, answers, strict=True))
+        asked = [(gold, answer) for gold, answer in dict.fromkeys(rows) if gold is not None]
+        with ThreadPoolExecutor(PROCESSES) as pool:
+            scores = dict(zip(asked, pool.map(self._score, *zip(*asked, strict=True)), strict=True))
         if log_metric is not None:  # TRL passes it
             log_metric(f"{self.__name__}/timeouts", float(self.timeouts - before))
-        return rewards
+        return [None if gold is None else scores[gold, answer] for gold, answer in rows]
 
     @property
     def timeouts(self) -> int:
         """Comparisons so far that were given up, because they took too long or ended their process."""
-        return self._process.failures
+        return len(self._failures)
 
     def close(self) -> None:
-        """End the other process now, not with the interpreter. Calling the reward again starts another."""
-        self._process.close()
+        """End the other processes now, not with the interpreter. Calling the reward again starts others."""
+        self._processes.close()
 
     def _score(self, gold: str, answer: str) -> float | None:
-        gold, answer = normalized(gold), normalized(answer)
-        if not is_plain_number(gold) and not self._ask(gold=gold):
-            return None
-        if not answer:
-            return 0.0
-        return 1.0 if answer == gold else float(self._ask(gold=gold, answer=answer))
-
-    def _ask(self, **question: str) -> bool:
-        # Answers repeat within a group. Remembered, one that hangs costs its time once. There is no lock here, for a
-        # fork could inherit it locked: two threads that ask the same at once get the same answer twice.
-        key = tuple(question.values())
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        result = self._process.ask(**question)
-        if isinstance(result, str):
-            self._given_up(result, question)
-            result = False
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[key] = result
-        return result
-
-    def _given_up(self, why: Failure, question: dict[str, str]) -> None:
-        if self._warned:  # once: the count is in the metrics
-            return
-        self._warned = True
-        what = f"took more than {self.timeout:g} s" if why == "timeout" else "ended its process"
-        message = "refine: reward %r: a comparison %s and counts as unequal: %.200r"
-        _log.warning(message, self.__name__, what, question)
+        equal = self._processes.ask(gold, answer)
+        if isinstance(equal, str):
+            self._failures.append(equal)
+            if self.timeouts.bit_count() == 1:  # the first, second, fourth ... : all are in the metrics
+                what = f"took more than {self.timeout:g} s" if equal == "timeout" else "ended its process"
+                message = "refine: reward %r: a comparison %s and counts as unequal (%d so far): %.200r"
+                _log.warning(message, self.__name__, what, self.timeouts, {"gold": gold, "answer": answer})
+            equal = False if self._processes.ask(gold, "") is False else None
+        return None if equal is None else float(equal)
 
     def _prepare(self) -> None:
-        self._process = MathProcess(self.timeout)
-        self._known: dict[tuple[str, ...], bool] = {}
-        self._warned = False
+        self._failures: list[Failure] = []  # which threads append to
+        self._processes = MathProcesses(self.timeout)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"__name__": self.__name__, "answer_column": self.answer_column, "timeout": self.timeout}
@@ -129,9 +108,3 @@ class MathReward:
 
     def __repr__(self) -> str:
         return f"MathReward({self.answer_column!r}, timeout={self.timeout:g}, name={self.__name__!r})"
-
-
-def _require_math_verify(reward: str) -> None:
-    # Found, not imported: that happens in the other process only.
-    if importlib.util.find_spec("math_verify") is None:
-        raise ConfigError(f"refine: reward {reward!r} needs math-verify: pip install 'refine-wrapper[math]'")

@@ -1,70 +1,70 @@
-"""A process that compares answers for us: one that hangs or dies there costs a row, not the training run."""
+"""Processes that compare answers for us: one that hangs or dies costs a row, not the training run."""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from refine_wrapper.errors import RefineError
 
 Failure = Literal["timeout", "crash"]
 
-_STARTUP_SECONDS = 120.0  # importing sympy from a cold network disk, on a loaded machine
-_instances: weakref.WeakSet[MathProcess] = weakref.WeakSet()
+PROCESSES: Final = max(2, min(4, os.cpu_count() or 1))
+"""At most so many run at once: while one hangs, the others go on."""
+
+_WORKER = "refine_wrapper.rewards.math_worker"
 
 
-class MathProcess:
-    """Starts the process at the first question, ends it when an answer takes too long, and starts another.
+class MathProcesses:
+    """Starts a process when a question finds none free, and another after one that took too long.
 
-    Threads may share it: one question is asked at a time. A fork gets a process of its own. The process ends
-    with :meth:`close`, with this object, and with the interpreter.
+    Threads may share it. A fork gets processes of its own. They end with :meth:`close`, with this object, and
+    with the interpreter.
 
     Args:
-        timeout: Seconds that one answer may take.
+        timeout: Seconds that one answer may take, once it is its turn.
     """
 
     def __init__(self, timeout: float) -> None:
-        self.failures = 0
-        """Questions so far that were not answered."""
         self._timeout = timeout
         self._forget()
-        _instances.add(self)
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process that runs now, if one does."""
-        return self._process.pid if self._process is not None else None
-
-    def ask(self, **question: str) -> bool | Failure:
-        """The answer, or why there is none.
+    def ask(self, gold: str, answer: str) -> bool | Failure | None:
+        """Whether the answer equals the gold one, None if the gold one cannot be read, or why there is no reply.
 
         Raises:
-            RefineError: If the process cannot be started at all.
+            RefineError: If no process can be started at all.
         """
-        with self._lock:
+        if self._owner != os.getpid():  # a fork, without its parent's threads and with no right to its processes
+            self._forget()
+        line, process = b"", self._free.get()  # the one used last: who asks one question at a time needs one process
+        try:
             # Killed from outside, say for memory: a second try shows whether this question was the reason.
-            late = False
             for _ in range(2):
-                process = self._process or self._start()
-                reply, late = _exchange(process, question, self._timeout)
-                if late or reply is None:
-                    self._stop()
-                if late:
-                    break
-                if reply is not None:
-                    return bool(reply["result"])
-            self.failures += 1
-            return "timeout" if late else "crash"
+                process = process or self._start()
+                started = time.monotonic()
+                line = _exchange(process, json.dumps([gold, answer]))
+                if line:
+                    return json.loads(line)
+                process = self._stop(process)
+                if time.monotonic() - started >= self._timeout:
+                    return "timeout"
+            return "crash"
+        finally:  # Ctrl-C between question and reply: the next reader must not get this reply
+            self._free.put(process if line or process is None else self._stop(process))
 
     def close(self) -> None:
-        """End the process. The next question starts another."""
+        """End the processes, once none of them compares. The next question starts another."""
         with self._lock:
-            self._stop()
+            for process in [self._free.get() for _ in range(PROCESSES)]:
+                self._free.put(process and self._stop(process))
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P (Python 3.11): a `random.py` in the current folder must not stand in for the standard library's.
@@ -72,103 +72,59 @@ class MathProcess:
         # It finds the modules where we found them, also in what was added to sys.path while running.
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         process = subprocess.Popen(
-            [sys.executable, *safe_path, "-m", "refine_wrapper.rewards.math_worker", str(self._timeout)],
+            [sys.executable, *safe_path, "-m", _WORKER, str(self._timeout), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the parser writes its complaints about every malformed answer there
             bufsize=0,  # what a buffer still held, a fork that closes its copy would write a second time
             env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
         )
-        self._process = process
-        self._finalizer = weakref.finalize(self, _end, process)
-        reply, late = _exchange(process, None, _STARTUP_SECONDS)
-        if late or reply is None or "error" in reply:
-            self._stop()
-            ended = "it took too long" if late else f"it ended with {process.returncode}"
-            why = ended if reply is None else reply.get("error", ended)
-            raise RefineError(f"refine: the process that runs math-verify cannot start: {why}")
+        self._running.add(process)
+        reply: Any = json.loads(_exchange(process) or "null")
+        if reply != "ready":
+            self._stop(process)
+            why = reply["error"] if reply else f"it ended with {process.returncode}"
+            raise RefineError(
+                f"refine: the process that runs math-verify cannot start: {why}. "
+                "Is it installed? pip install 'refine-wrapper[math]'"
+            )
         return process
 
-    def _stop(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
-        self._process = self._finalizer = None
+    def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        self._running.discard(process)
+        _end({process}, self._owner)
 
     def _forget(self) -> None:
+        self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[..., MathProcess] | None = None
-
-    def _after_fork(self) -> None:
-        process, finalizer = self._process, self._finalizer
-        self._forget()  # the lock too: another thread of our parent may hold it, and that thread is not here
-        if process is not None and finalizer is not None:
-            finalizer.detach()
-            _close_pipes(process)  # so that our parent's end is the only one, and its death is seen
-            process.returncode = 0  # it is not our child: Popen must neither wait for it nor warn about it
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._free: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
+        for _ in range(PROCESSES):
+            self._free.put(None)
+        weakref.finalize(self, _end, self._running, self._owner)
 
 
-def _exchange(process: subprocess.Popen[bytes], question: Any, seconds: float) -> tuple[dict[str, Any] | None, bool]:
-    """The reply, or None if the process died; and whether we ended it because it took too long."""
+def _exchange(process: subprocess.Popen[bytes], question: str = "") -> bytes:
+    """The line that it replies, or nothing if it died, also because it took too long."""
     assert process.stdin is not None
     assert process.stdout is not None
-    # A timer that ends the process, for a pipe cannot be read with a time limit on every platform.
-    deadline = _Deadline(process, seconds)
-    line = b""
     try:
-        rest = b"" if question is None else json.dumps(question).encode() + b"\n"
+        rest = question.encode() + b"\n" if question else b""
         while rest:
             rest = rest[process.stdin.write(rest) or 0 :]
         line = process.stdout.readline()
     except OSError:
-        pass
-    except BaseException:  # Ctrl-C between question and reply: the next reader must not get this reply
-        process.kill()
-        raise
-    finally:
-        late = deadline.passed()
-    return (json.loads(line) if line.endswith(b"\n") else None), late
+        return b""
+    return line if line.endswith(b"\n") else b""
 
 
-class _Deadline:
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        self._process = process
-        self._lock = threading.Lock()
-        self._over = self._ended = False
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def passed(self) -> bool:
-        """Whether the process was ended. From now on it will not be."""
-        self._timer.cancel()
-        with self._lock:
-            self._over = True
-            return self._ended
-
-    def _end(self) -> None:
-        with self._lock:
-            if not self._over:
-                self._ended = True
-                self._process.kill()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    _close_pipes(process)
-    process.wait()
-
-
-def _close_pipes(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _forget_in_fork() -> None:
-    for instance in list(_instances):
-        instance._after_fork()  # pyright: ignore[reportPrivateUsage]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_fork)
+def _end(processes: set[subprocess.Popen[bytes]], owner: int) -> None:
+    for process in processes:
+        if owner == os.getpid():
+            process.kill()
+        else:  # we are a fork of the owner: Popen must neither wait for its child nor warn about it
+            process.returncode = 0
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        process.wait()

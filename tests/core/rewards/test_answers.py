@@ -39,7 +39,9 @@ fragments = st.lists(
     [
         (r"so \boxed{1} and \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed {4}", "4"),
-        (r"\boxed{4} \boxed{5", "4"),
+        (r"\boxed{4} \boxed{5", ""),
+        (r"\boxed{a \boxed{b}", "b"),
+        (r"<answer>4</answer> \fbox{5", ""),
         (r"\boxed{a \boxed{b} c}", "b"),
         (r"}} \boxed{4}", "4"),
         (r"\boxed{4} <answer>5</answer>", "4"),
@@ -113,4 +115,5 @@ def _naive_last_boxed(text: str) -> str | None:
             depth += {"{": 1, "}": -1}.get(text[position], 0)
             if depth == 0:
                 return text[start:position]
+        return ""
     return None

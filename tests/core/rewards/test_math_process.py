@@ -21,102 +21,110 @@ from pathlib import Path
 import pytest
 
 from refine_wrapper.rewards.math import MathReward
-from refine_wrapper.rewards.math_process import MathProcess
+from refine_wrapper.rewards.math_process import MathProcesses
 
 pytestmark = [pytest.mark.usefixtures("stand_in"), pytest.mark.skipif(os.name != "posix", reason="signals")]
 
 
 @pytest.fixture
-def process() -> Iterator[MathProcess]:
-    process = MathProcess(timeout=1.0)
+def process() -> Iterator[MathProcesses]:
+    process = MathProcesses(timeout=1.0)
     yield process
     process.close()
 
 
-def test_starts_at_the_first_question_and_is_used_again(process: MathProcess) -> None:
-    assert process.pid is None
-    assert process.ask(gold="x 4") is True
-    pid = process.pid
+def test_starts_at_the_first_question_and_is_used_again(process: MathProcesses) -> None:
+    assert _pid(process) is None
+    assert process.ask("x 4", "4") is True
+    pid = _pid(process)
     assert pid is not None
-    assert process.ask(gold="word") is False
-    assert process.ask(gold="x 4", answer="y 4") is True
-    assert process.ask(gold="x 4", answer="y 5") is False
-    assert process.ask(gold="4", answer="raise 4") is False
-    assert process.ask(gold="4\n\u2028\ud800\0", answer="4") is True
-    assert process.pid == pid
+    assert process.ask("word", "4") is None
+    assert process.ask("x 4", "y 4") is True
+    assert process.ask("x 4", "y 5") is False
+    assert process.ask("4", "raise 4") is False
+    assert process.ask("4\n\u2028\ud800\0", "4") is True
+    assert _pid(process) == pid
 
 
 @pytest.mark.parametrize("how", ["hang", "sleep"])
-def test_a_hang_ends_in_time_and_the_next_question_is_answered(process: MathProcess, how: str) -> None:
-    process.ask(gold="4")
-    pid = process.pid
+def test_a_hang_ends_in_time_and_the_next_question_is_answered(process: MathProcesses, how: str) -> None:
+    process.ask("4", "4")
+    pid = _pid(process)
     started = time.monotonic()
-    assert process.ask(gold="4", answer=how) == "timeout"
-    assert process.pid is None
-    assert 0.9 < time.monotonic() - started < 10
+    assert process.ask("4", how) == "timeout"
+    assert _pid(process) is None
+    assert 0.9 < time.monotonic() - started
     assert pid is not None
     assert _gone(pid)
-    assert process.ask(gold="4", answer="4") is True
+    assert process.ask("4", "4") is True
 
 
-def test_a_question_larger_than_the_pipe_to_a_process_that_does_not_read(process: MathProcess) -> None:
-    process.ask(gold="4")
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGSTOP)
-    assert process.ask(gold="4" * 1_000_000) == "timeout"
-    assert process.ask(gold="4") is True
+def test_one_that_hangs_does_not_hold_up_another(stand_in: Path) -> None:
+    process = MathProcesses(timeout=50.0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(process.ask, "4", "wait 4")
+        assert [process.ask("4", answer) for answer in ("4", "5", "x 4")] == [True, False, True]
+        assert not waiting.done()
+        (stand_in / "math_verify" / "go").touch()
+        assert waiting.result() is True
+    process.close()
 
 
-def test_an_answer_that_ends_the_process_is_no_answer(process: MathProcess) -> None:
-    assert process.ask(gold="4", answer="die") == "crash"
-    assert process.ask(gold="4", answer="4") is True
+def test_a_question_larger_than_the_pipe(process: MathProcesses) -> None:
+    assert process.ask("4 " + "x" * 1_000_000, "4") in (True, "timeout")
+    assert process.ask("4", "4") is True
 
 
-def test_killed_from_outside_it_is_started_again(process: MathProcess) -> None:
-    process.ask(gold="4")
-    first = process.pid
+def test_an_answer_that_ends_the_process_is_no_answer(process: MathProcesses) -> None:
+    assert process.ask("4", "die") == "crash"
+    assert process.ask("4", "4") is True
+
+
+def test_killed_from_outside_it_is_started_again(process: MathProcesses) -> None:
+    process.ask("4", "4")
+    first = _pid(process)
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    assert process.ask(gold="4", answer="4") is True
-    assert process.pid != first
+    assert process.ask("4", "4") is True
+    assert _pid(process) != first
 
 
-def test_killed_while_it_compares_the_question_is_asked_again(process: MathProcess) -> None:
-    slow = MathProcess(timeout=3.0)
-    slow.ask(gold="4")
-    first = slow.pid
+def test_killed_while_it_compares_the_question_is_asked_again(process: MathProcesses) -> None:
+    slow = MathProcesses(timeout=3.0)
+    slow.ask("4", "4")
+    first = _pid(slow)
     assert first is not None
     killer = threading.Timer(0.3, os.kill, (first, signal.SIGKILL))
     killer.start()
-    assert slow.ask(gold="4", answer="sleep") == "timeout"  # not "crash": the second try hangs as well
+    assert slow.ask("4", "sleep") == "timeout"  # not "crash": the second try hangs as well
     killer.join()
     slow.close()
 
 
-def test_does_not_end_on_ctrl_c_meant_for_the_trainer(process: MathProcess) -> None:
-    process.ask(gold="4")
-    pid = process.pid
+def test_does_not_end_on_ctrl_c_meant_for_the_trainer(process: MathProcesses) -> None:
+    process.ask("4", "4")
+    pid = _pid(process)
     assert pid is not None
     os.kill(pid, signal.SIGINT)
-    assert process.ask(gold="4") is True
-    assert process.pid == pid
+    assert process.ask("4", "4") is True
+    assert _pid(process) == pid
 
 
 def test_close_leaves_nothing_and_may_be_repeated() -> None:
-    process = MathProcess(1.0)
-    process.ask(gold="4")
-    pid = process.pid
+    process = MathProcesses(1.0)
+    process.ask("4", "4")
+    pid = _pid(process)
     assert pid is not None
     process.close()
     process.close()
-    assert process.pid is None
+    assert _pid(process) is None
     assert _gone(pid)
 
 
 def test_ends_with_the_object_and_without_a_warning() -> None:
-    process = MathProcess(1.0)
-    process.ask(gold="4")
-    pid = process.pid
+    process = MathProcesses(1.0)
+    process.ask("4", "4")
+    pid = _pid(process)
     assert pid is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -154,11 +162,11 @@ def test_a_pickled_reward_works_with_a_process_of_its_own() -> None:
     reward = MathReward(timeout=5)
     assert reward(completions=["y 4"], answer=["x 4"]) == [1.0]
     copy = pickle.loads(pickle.dumps(reward))
-    assert copy._process.pid is None
+    assert _pid(copy) is None
     assert copy(completions=["y 4"], answer=["x 4"]) == [1.0]
-    assert copy._process.pid != reward._process.pid
+    assert _pid(copy) != _pid(reward)
     copy.close()
-    assert reward._process.ask(gold="4") is True
+    assert reward._processes.ask("4", "4") is True
     reward.close()
 
 
@@ -166,18 +174,18 @@ def test_a_pickled_reward_works_with_a_process_of_its_own() -> None:
 def test_a_fork_starts_its_own_and_leaves_ours_alone() -> None:
     reward = MathReward(timeout=5)
     reward(completions=["y 4"], answer=["x 4"])
-    pid = reward._process.pid
+    pid = _pid(reward)
     holder = threading.Thread(target=reward, kwargs={"completions": ["sleep"], "answer": ["5"]})
     holder.start()  # holds the lock while we fork, as another thread of a trainer may
     time.sleep(0.3)
-    assert _in_fork(lambda: reward(completions=["z 4"], answer=["x 4"]) == [1.0] and reward._process.pid != pid)
+    assert _in_fork(lambda: reward(completions=["z 4"], answer=["x 4"]) == [1.0] and _pid(reward) != pid)
     holder.join()
     again = MathReward(timeout=5)
     again(completions=["y 4"], answer=["x 4"])
-    pid = again._process.pid
-    assert _in_fork(lambda: again._process.pid is None)
-    assert again._process.ask(gold="5") is True
-    assert again._process.pid == pid  # the fork has ended, and ended nothing
+    pid = _pid(again)
+    assert _in_fork(lambda: again(completions=["z 4"], answer=["x 4"]) == [1.0])
+    assert again._processes.ask("x 4", "4") is True
+    assert _pid(again) == pid  # the fork has ended, and ended nothing
     reward.close()
     again.close()
 
@@ -226,6 +234,36 @@ def test_the_users_script_is_not_imported_again(stand_in: Path, tmp_path_factory
     assert done.stdout == "imported\n[1.0]\n", done.stderr
 
 
+def test_a_fork_that_ends_as_usual_leaves_ours_alone(stand_in: Path) -> None:
+    code = """
+        import os, sys
+        from refine_wrapper.rewards.math import MathReward
+        reward = MathReward(timeout=5)
+        reward(completions=["y 4"], answer=["x 4"])
+        before = {process.pid for process in reward._processes._running}
+        if (fork := os.fork()) == 0:
+            sys.exit()
+        os.waitpid(fork, 0)
+        assert reward(completions=["y 5"], answer=["x 4"]) == [0.0]
+        assert before == {process.pid for process in reward._processes._running}
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=_environment(stand_in),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def _pid(owner: MathReward | MathProcesses) -> int | None:
+    """Of its one process."""
+    running = (owner._processes if isinstance(owner, MathReward) else owner)._running
+    assert len(running) <= 1
+    return next((process.pid for process in running), None)
+
+
 def _pid_printed_by(folder: Path, then: str) -> int:
     code = textwrap.dedent(
         """
@@ -233,7 +271,7 @@ def _pid_printed_by(folder: Path, then: str) -> int:
         from refine_wrapper.rewards.math import MathReward
         reward = MathReward(timeout=3)
         reward(completions=["y 4"], answer=["x 4"])
-        print(reward._process.pid, flush=True)
+        print(*(process.pid for process in reward._processes._running), flush=True)
         """
     )
     code += then
