@@ -355,7 +355,7 @@ def test_registered_with_settings_from_the_environment(
     registered = Plugins(entry_points=False).get("reward", "judge")
     with pytest.raises(ConfigError, match="set REFINE_WRAPPER_JUDGE to its path"):
         registered(prompts=["q"], completions=["a"])
-    (tmp_path / "prompt.txt").write_text("Rate {completion} of {question}, {{low}} is {low}")
+    (tmp_path / "prompt.txt").write_text("To {question}: rate {completion}, {{low}} is {low}")
     (tmp_path / "judge.yaml").write_text("model: m\nbase_url: http://judge/v1\nprompt: prompt.txt\ncache: c.sqlite\n")
     monkeypatch.setenv("REFINE_WRAPPER_JUDGE", str(tmp_path / "judge.yaml"))
     monkeypatch.chdir("/")  # paths in the file are relative to it
