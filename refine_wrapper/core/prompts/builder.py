@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ from refine_wrapper.settings.config import RefineConfig
 
 _QUESTIONS_KEPT: Final = 4096
 """Questions whose number of tokens is remembered: more than are under way at once."""
+_PROMPTS_KEPT: Final = 512
+"""Text prompts that are remembered taken apart."""
 _NEAR: Final = 512
 """A draft that is this far from the limit is not measured before q' is built and counted."""
 _TURN_TOKENS: Final = 32
@@ -59,6 +62,8 @@ class PromptBuilder:
         self._room = room
         self._template = find_template(config.template, plugins)
         self._finder = PromptFinder(room)
+        # Asked for each sample of a group and again for q'.
+        self._find_in_text = lru_cache(_PROMPTS_KEPT)(self._finder.find_or_error)
         own = self._finder.frame.turn_markers() if self._finder.frame is not None else ()
         self._controls = {own: ControlTexts.of(room.tokenizer, own)}
         self._own_markers = own
@@ -158,12 +163,7 @@ class PromptBuilder:
 
     def _find(self, prompt: Prompt) -> RenderedChat | PromptError | None:
         """A text prompt taken apart; None where there is nothing to take apart, the error where there is no place."""
-        if not isinstance(prompt, str):
-            return None
-        try:
-            return self._finder.find(prompt)
-        except PromptError as error:
-            return error
+        return self._find_in_text(prompt) if isinstance(prompt, str) else None
 
     def _controls_for(self, chat: RenderedChat | PromptError | None) -> ControlTexts:
         """What a draft must not contain: of the tokenizer, its chat template, and the turns that the prompt has."""
@@ -203,7 +203,7 @@ class PromptBuilder:
         if not isinstance(question, str):
             return self._template.render_messages(question, draft)
         if isinstance(chat, PromptError):
-            raise chat
+            raise PromptError(*chat.args)  # a new one: this one may be raised again
         if chat is not None:
             return self._template.render_chat_text(question, draft, chat)
         asked, thought = open_thought(question)
