@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -62,8 +61,7 @@ class PromptBuilder:
         self._room = room
         self._template = find_template(config.template, plugins)
         self._finder = PromptFinder(room)
-        # Asked for each sample of a group and again for q'.
-        self._find_in_text = lru_cache(_PROMPTS_KEPT)(self._finder.find_or_error)
+        self._found: dict[str, RenderedChat | PromptError | None] = {}
         own = self._finder.frame.turn_markers() if self._finder.frame is not None else ()
         self._controls = {own: ControlTexts.of(room.tokenizer, own)}
         self._own_markers = own
@@ -163,7 +161,13 @@ class PromptBuilder:
 
     def _find(self, prompt: Prompt) -> RenderedChat | PromptError | None:
         """A text prompt taken apart; None where there is nothing to take apart, the error where there is no place."""
-        return self._find_in_text(prompt) if isinstance(prompt, str) else None
+        if not isinstance(prompt, str):
+            return None
+        if prompt not in self._found:  # asked for each sample of a group and again for q'
+            if len(self._found) >= _PROMPTS_KEPT:
+                self._found.clear()
+            self._found[prompt] = self._finder.find_or_error(prompt)
+        return self._found[prompt]
 
     def _controls_for(self, chat: RenderedChat | PromptError | None) -> ControlTexts:
         """What a draft must not contain: of the tokenizer, its chat template, and the turns that the prompt has."""
