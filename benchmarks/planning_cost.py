@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,11 @@ def measure(tokenizer: PreTrainedTokenizerFast, draft_tokens: int, options: argp
     builder = PromptBuilder(config, Plugins(entry_points=False), room)
     token_ids = tokenizer.encode(words(draft_tokens, seed=draft_tokens), add_special_tokens=False)[:draft_tokens]
     text = tokenizer.decode(token_ids)
-    question: Any = [{"role": "user", "content": QUESTION}] if options.chat else QUESTION
+    numbers = count(1)
 
     def plan() -> Any:
+        text_of_question = f"{QUESTION}({next(numbers)}) "  # another one each time: nothing is remembered of it
+        question: Any = [{"role": "user", "content": text_of_question}] if options.chat else text_of_question
         assert builder.question_fits(question)
         shown = builder.visible(question, text, token_ids=token_ids, finished=True)
         return builder.build(question, shown, token_ids=token_ids)

@@ -23,6 +23,8 @@ from refine_wrapper.settings.config import RefineConfig
 
 _QUESTIONS_KEPT: Final = 4096
 """Questions whose number of tokens is remembered: more than are under way at once."""
+_PROMPTS_KEPT: Final = 512
+"""Text prompts that are remembered taken apart."""
 _NEAR: Final = 512
 """A draft that is this far from the limit is not measured before q' is built and counted."""
 _TURN_TOKENS: Final = 32
@@ -58,6 +60,7 @@ class PromptBuilder:
         self._room = room
         self._template = find_template(config.template, plugins)
         self._finder = PromptFinder(room)
+        self._found: dict[str, RenderedChat | PromptError | None] = {}
         own = self._finder.frame.turn_markers() if self._finder.frame is not None else ()
         self._controls = {own: ControlTexts.of(room.tokenizer, own)}
         self._own_markers = own
@@ -164,10 +167,11 @@ class PromptBuilder:
         """A text prompt taken apart; None where there is nothing to take apart, the error where there is no place."""
         if not isinstance(prompt, str):
             return None
-        try:
-            return self._finder.find(prompt)
-        except PromptError as error:
-            return error
+        if prompt not in self._found:  # asked for each sample of a group and again for q'
+            if len(self._found) >= _PROMPTS_KEPT:
+                self._found.clear()
+            self._found[prompt] = self._finder.find_or_error(prompt)
+        return self._found[prompt]
 
     def _controls_for(self, chat: RenderedChat | PromptError | None) -> ControlTexts:
         """What a draft must not contain: of the tokenizer, its chat template, and the turns that the prompt has."""
@@ -202,7 +206,7 @@ class PromptBuilder:
         if not isinstance(question, str):
             return self._template.render_messages(question, draft)
         if isinstance(chat, PromptError):
-            raise chat
+            raise PromptError(*chat.args)  # a new one: this one may be raised again
         if chat is not None:
             return self._template.render_chat_text(question, draft, chat)
         asked, thought = open_thought(question)

@@ -26,6 +26,8 @@ _SPEAKERS: Final = (
     # Words that a question may hold itself: only where the prompt ends with the second.
     (r"^(?:Question|Problem|Q):", r"^(?:Answer|Solution|A):", r"\s*(?:<think>\s*)?\Z"),
 )
+_ANY_SPEAKER: Final = re.compile(r"(?:User|Human|Question|Problem|Q|### Instruction|### Input):")
+"""What a prompt without turns lacks: looked for first, because most have none."""
 _OPEN_THOUGHT: Final = re.compile(r"\s*(?:<think>|\[THINK\])\s*\Z")
 
 
@@ -60,6 +62,13 @@ class PromptFinder:
             f"a draft: {prompt[-120:]!r}. Hand over conversations (messages) instead of text, or text that the "
             "tokenizer's own chat template has rendered."
         )
+
+    def find_or_error(self, prompt: str) -> RenderedChat | PromptError | None:
+        """The same, with the error as a value."""
+        try:
+            return self.find(prompt)
+        except PromptError as error:
+            return error.with_traceback(None)
 
     def _chat_marks(self, prompt: str) -> str | None:
         known = _CHAT_MARKS.search(prompt)
@@ -98,6 +107,8 @@ def _installed_templates() -> list[Path]:
 
 
 def _find_speakers(prompt: str) -> RenderedChat | None:
+    if _ANY_SPEAKER.search(prompt) is None:
+        return None
     for user, assistant, prefill in _SPEAKERS:
         turns = list(re.finditer(user, prompt, re.MULTILINE))
         if not turns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from refine_wrapper.core.types import Tokenizer
 
@@ -51,8 +51,11 @@ def spells(token_ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
 def _cut(text: str, token_ids: Sequence[int], max_tokens: int, how: Shorten, tokenizer: Tokenizer) -> str | None:
     """The cut by the host's tokens; None where they do not spell the text's ends."""
     head, tail = _shares(max_tokens, how)
-    first = _decode(token_ids[:head], tokenizer).lstrip()
-    last = _decode(token_ids[len(token_ids) - tail :], tokenizer).rstrip()
+    # The tokenizer below transformers decodes in half the time; what it says is compared with the text in any case.
+    decoder: Any = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = decoder if hasattr(decoder, "decode") else tokenizer
+    first = _decode(token_ids[:head], decoder).lstrip()
+    last = _decode(token_ids[len(token_ids) - tail :], decoder).rstrip()
     # Decoding may drop a space, and texts of hosts are stripped: the ends are compared without them.
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
     if not (text.startswith(first, start) and text.endswith(last, 0, end)) or len(first) + len(last) >= end - start:
@@ -70,6 +73,6 @@ def _shares(max_tokens: int, how: Shorten) -> tuple[int, int]:
     return (max_tokens, 0) if how == "keep_head" else (0, max_tokens)
 
 
-def _decode(token_ids: Sequence[int], tokenizer: Tokenizer) -> str:
+def _decode(token_ids: Sequence[int], tokenizer: Any) -> str:
     # A cut inside a multi-byte character leaves a replacement mark at the edge.
     return tokenizer.decode(list(token_ids), skip_special_tokens=True).strip("�") if token_ids else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -136,3 +137,21 @@ def test_a_prompt_that_opens_a_thought_hides_a_sample_that_was_cut_within_it(fam
         assert prompts.visible(text, "so far", finished=False) == ("" if opened else "so far")
         assert prompts.visible(text, "so</think>42", finished=True) == "42"
         assert prompts.visible(text + PREFILL, "so far", finished=False) == ""
+
+
+@pytest.mark.parametrize("name", [None, "qwen3", "gptoss"])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_draft_opens_no_turn_whatever_the_tokenizer(family: str, name: str | None) -> None:
+    """The worst draft is a whole rendered prompt; the tokenizer may know none of its marks."""
+    prompts = builder(name, "append")
+    for _, _, text, _ in rendered_shapes(family):
+        harmless, hostile = prompts.build(text, DRAFT), prompts.build(text, text)
+        assert harmless is not None
+        assert hostile is not None
+        seen = prompts._finder.find(text)
+        assert seen is not None
+        for mark in {
+            mark.strip() for mark in (seen.markers[0], *re.findall(r"<[^<>\s]+>|\[/?INST\]", seen.markers[1]))
+        }:
+            if mark not in ("", "<think>", "</think>"):
+                assert str(hostile.prompt).count(mark) == str(harmless.prompt).count(mark), mark
