@@ -52,7 +52,11 @@ class Batch:
     def copies(self, group: Group) -> list[bool]:
         """For each refinement whether its answer is that of what its prompt showed, thinking left out of both."""
         answers = {planned.number: self.extract_answer(planned.shown_text) for planned in group.rounds}
-        return [self.extract_answer(sample.visible) == answers[sample.round] for sample in group.refinements]
+        # An answer that was cut off is no answer: two of them are no copies.
+        return [
+            answers[sample.round] != "" and self.extract_answer(sample.visible) == answers[sample.round]
+            for sample in group.refinements
+        ]
 
 
 @dataclass(frozen=True, slots=True)
