@@ -53,7 +53,7 @@ def test_a_hang_ends_in_time_and_the_next_question_is_answered(process: MathProc
     started = time.monotonic()
     assert process.ask("4", how) == "timeout"
     assert _pid(process) is None
-    assert 0.9 < time.monotonic() - started
+    assert time.monotonic() - started > 0.9
     assert pid is not None
     assert _gone(pid)
     assert process.ask("4", "4") is True
