@@ -47,7 +47,8 @@ class MathReward:
         self.__name__ = name
         self.answer_column = answer_column
         self.timeout = timeout
-        self._prepare()
+        self._failures: list[Failure] = []  # which threads append to
+        self._processes = MathProcesses(timeout)
 
     def __call__(
         self,
@@ -94,17 +95,6 @@ class MathReward:
                 _log.warning(message, self.__name__, what, self.timeouts, {"gold": gold, "answer": answer})
             equal = False if self._processes.ask(gold, "") is False else None
         return None if equal is None else float(equal)
-
-    def _prepare(self) -> None:
-        self._failures: list[Failure] = []  # which threads append to
-        self._processes = MathProcesses(self.timeout)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"__name__": self.__name__, "answer_column": self.answer_column, "timeout": self.timeout}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
 
     def __repr__(self) -> str:
         return f"MathReward({self.answer_column!r}, timeout={self.timeout:g}, name={self.__name__!r})"

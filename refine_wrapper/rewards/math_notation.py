@@ -34,7 +34,7 @@ REWRITES: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = 
     (r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]\+?(-?\d+)(?!\w|\.\d)", r"\1\\times 10^{\2}"),  # 1e-7 holds Euler's number
     (_DATE, lambda found: r"\text{" + "-".join(part.lstrip("0") for part in re.findall(r"\d+", found[0])) + "}"),
     (r"\((\d[\dA-F]*)\)(?=_)", r"\1"),  # (1011)_2
-    (r"(?<![\d./,])(\d+)[ ~]+(\d+)/(\d+)(?![\d/])", lambda found: _improper(*map(int, found.groups()))),
+    (r"(?<![\d./,])(\d+)[ ~]+(\d+)/(\d+)(?![\d/])", lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}"),
     (r"(?<![\d.,])\d{1,3}(?:(?: |~|\\[,;:! ])\d{3})+(?!\d)", lambda found: re.sub(r"\D", "", found[0])),
     (r"(?<![\d.,([{])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,)\]}])", lambda found: found[0].replace(",", "")),
     (r"\\text\s*\{\s*percent\s*\}|\bpercent\b", r"\\%"),
@@ -47,10 +47,11 @@ _PRODUCT: Final = re.compile(r"(?!.*(.).*\1)(?:[a-df-hj-np-z]{3}|[A-Za-df-hj-np-
 _SENTENCE: Final = re.compile(
     r"(?<![\\A-Za-z{])(?!and\b|or\b)[A-Za-z]{2,}\s+(?!and\b|or\b)[A-Za-z]+|(?<!\\)(?:\$|\\[(\[])"
 )
-_SAID: Final = re.compile(r"\b(?:answer|option|choice)[\s:*]*(?:(?:is|option|choice)\b[\s:*]*)*", re.IGNORECASE)
-_LABEL: Final = re.compile(r"\W*(?:\\(?:text|math)\w*\{)?\W*([A-J])\W*")
+_SAID: Final = re.compile(r"\b(?:answer|option|choice)s?\b[\s:*]*(?:(?:is|are|option|choice)\b[\s:*]*)*", re.IGNORECASE)
+_LABEL: Final = re.compile(r"[\s(*]*(?:\\(?:text|math)\w*\{)?[\s(*]*([A-J])[\s).:*}]*")
 _OPTION: Final = re.compile(
-    r"\W*(?:\\(?:text|math)\w*\{)?\W*([A-J])(?!\W*(?:and|or|[A-J])\b(?!\s+[a-z]))(?:[).:}~]|$)"  # not "B and C"
+    r"[\s(*]*(?:\\(?:text|math)\w*\{)?[\s(*]*([A-J])(?![)}]*[\^_+*/=!-])"
+    r"(?!\W*(?:and|or|[A-J])\b(?!\s+[a-z]))(?:[).:}~]|$)"  # not "B and C"
 )
 _BASE: Final = re.compile(r"(?<![\w\\])\d[\dA-F]*\)?_\{?(\d+)")
 _UNIT: Final = re.compile(
@@ -116,10 +117,6 @@ def _is_sentence(answer: str) -> bool:
     return several_lines or _SENTENCE.search(_stripped(answer)) is not None
 
 
-def _improper(whole: int, numerator: int, denominator: int) -> str:
-    return f"{whole * denominator + numerator}/{denominator}"
-
-
 def _without_unit(answer: str) -> tuple[str, str]:
     found = _UNIT.search(answer)
     if found is None:
@@ -130,7 +127,10 @@ def _without_unit(answer: str) -> tuple[str, str]:
 
     def is_product(word: str) -> bool:
         is_known = word in _UNIT_NAMES or isinstance(getattr(known, word, None), known.Quantity)
-        return _PRODUCT.fullmatch(word) is not None and not (is_known and (found[1] or len(word) > 1))
+        alone = (
+            bool(found[1]) and " " not in found[2].strip()
+        )  # `1/2 m v^2` has no units, and a mass times g is no milligram
+        return _PRODUCT.fullmatch(word) is not None and not (is_known and word != "mg" and (len(word) > 1 or alone))
 
     if _NO_UNITS.intersection(words) or ("\\" not in found[2] and any(map(is_product, words))):
         return answer, ""

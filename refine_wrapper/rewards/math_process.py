@@ -66,6 +66,9 @@ class MathProcesses:
             for process in [self._free.get() for _ in range(PROCESSES)]:
                 self._free.put(process and self._stop(process))
 
+    def __reduce__(self) -> tuple[type[MathProcesses], tuple[float]]:
+        return MathProcesses, (self._timeout,)  # who unpickles it starts processes of its own
+
     def _start(self) -> subprocess.Popen[bytes]:
         # -P (Python 3.11): a `random.py` in the current folder must not stand in for the standard library's.
         safe_path: list[str] = ["-P"] if sys.version_info >= (3, 11) else []

@@ -18,6 +18,7 @@ import threading
 import time
 from decimal import Decimal
 from importlib import import_module
+from itertools import chain
 from typing import Any, Final
 
 from refine_wrapper.rewards.math_notation import comparisons, notation, readings
@@ -33,7 +34,8 @@ def main(limit: float, starter: int) -> None:
     """Answer until the input ends."""
     replies = os.dup(1)
     os.dup2(2, 1)  # what a library prints goes elsewhere
-    _end_after(_STARTUP_SECONDS)
+    # A thread of C, which ends this process also where Python runs no handler and the starter is gone.
+    faulthandler.dump_traceback_later(_STARTUP_SECONDS, exit=True)
     # A fork of the starter holds our input open too, so that its end alone would not tell.
     threading.Thread(target=_end_with, args=[starter], daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the starter decides
@@ -48,9 +50,10 @@ def main(limit: float, starter: int) -> None:
         reply: Any = "ready"
     except Exception as error:
         reply = {"error": f"{type(error).__name__}: {error}"}
+    faulthandler.cancel_dump_traceback_later()
     os.write(replies, json.dumps(reply).encode() + b"\n")
     for line in sys.stdin.buffer:
-        _end_after(limit)
+        faulthandler.dump_traceback_later(limit, exit=True)
         reply = check(*json.loads(line))
         faulthandler.cancel_dump_traceback_later()
         os.write(replies, json.dumps(reply).encode() + b"\n")
@@ -73,14 +76,11 @@ def check(gold: str, answer: str) -> bool | None:
 @functools.lru_cache(maxsize=1024)
 def _read(answer: str) -> list[Any]:
     parse, _ = _math_verify()
-    first: list[Any] = []
-    for number, text in enumerate(readings(answer) if answer else []):
-        read = parse(text)
-        # The parser falls back on text (a list of one string); that counts only where nothing is mathematics.
-        if any(not isinstance(part, str) for part in read):
-            return read
-        first = first if number else read
-    return first
+    results = (parse(text) for text in readings(answer) if answer)
+    nothing: list[Any] = []
+    first = next(results, nothing)
+    # The parser falls back on text (a list of one string); that counts only where nothing is mathematics.
+    return next((read for read in chain([first], results) if any(not isinstance(part, str) for part in read)), first)
 
 
 @functools.cache
@@ -122,11 +122,6 @@ def _rounds_to(number: Any, decimal: Any) -> bool:
     unit = sympy.Integer(10) ** written.as_tuple().exponent
     enough = len(written.as_tuple().digits) >= LEAST_DIGITS
     return enough and bool(abs(sympy.N(number - sympy.Rational(str(written)), 50)) <= unit / 2)
-
-
-def _end_after(seconds: float) -> None:
-    # A thread of C, which ends this process also where Python runs no handler and the starter is gone.
-    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 def _end_with(starter: int) -> None:
