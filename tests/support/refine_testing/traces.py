@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from refine_wrapper.core.trace import read_trace
 def read_groups(path: Path) -> list[dict[str, Any]]:
     """The groups of a trace, each with ``action``, ``drafts``, ``refinements``, ``selected``, ``draft_text``, ``prompt``."""
     return [_by_stages(group) for group in read_trace(path)]
+
+
+def rows_of(groups: Sequence[dict[str, Any]]) -> list[tuple[Any, str, float]]:
+    """(prompt that it is trained under, text, reward) of each row that a trace with texts says is trained, in order."""
+    rows: list[tuple[Any, str, float]] = []
+    for group in groups:
+        for number, on_question, _ in [] if group.get("replaced") else group["slots"]:
+            sample = group["samples"][number]
+            under_q = on_question or sample["shown"] is None
+            prompt = group["question"] if under_q else group["rounds"][sample["round"]]["prompt"]
+            rows.append((prompt, sample["text"], sample["reward"]))
+    return rows
 
 
 def _by_stages(group: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from refine_testing.objective import Row, grpo_advantages, leave_one_out_advanta
 from refine_testing.resampled import PayingReward
 from refine_testing.rewards import checksum
 from refine_testing.tiny import tiny_llama
+from refine_testing.traces import rows_of
 from refine_testing.trl_host import (
     ATTEMPT,
     TRAINERS,
@@ -208,15 +209,9 @@ def test_every_row_is_what_the_trace_says(name: str, objective: str, tmp_path: P
     groups = [group for group in read_trace(tmp_path / "trace") if not group.get("replaced")]
     assert any(group["refined"] for group in groups), "nothing was refined: the run proves nothing"
     tokenizer = trainer.processing_class
-    rows: list[tuple[str, str, float]] = []
-    for group in groups:
-        rewards = [group["samples"][sample]["reward"] for sample, _, _ in group["slots"]]
-        advantages = (leave_one_out_advantages if objective == "rloo" else grpo_advantages)(rewards, S)
-        for (number, on_question, _), advantage in zip(group["slots"], advantages, strict=True):
-            sample = group["samples"][number]
-            under_q = on_question or sample["shown"] is None
-            prompt = group["question"] if under_q else group["rounds"][sample["round"]]["prompt"]
-            rows.append((prompt, sample["text"], advantage))
+    rows = rows_of(groups)
+    rewards = [reward for _, _, reward in rows]
+    advantages = (leave_one_out_advantages if objective == "rloo" else grpo_advantages)(rewards, S)
     for batch in trainer.batches:
         output = batch.output
         for ids, completion, advantage in zip(
@@ -225,7 +220,7 @@ def test_every_row_is_what_the_trace_says(name: str, objective: str, tmp_path: P
             output["advantages"].tolist(),
             strict=True,
         ):
-            prompt, text, expected = rows.pop(0)
+            (prompt, text, _), expected = rows.pop(0), advantages.pop(0)
             assert tokenizer.decode(ids) == prompt
             assert tokenizer.decode(completion, skip_special_tokens=True) == text
             if "kl" not in name or objective != "rloo":  # RLOO takes the KL out of the reward

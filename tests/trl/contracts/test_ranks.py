@@ -21,7 +21,7 @@ import refine_testing
 from refine_testing.objective import grpo_advantages, leave_one_out_advantages
 from refine_testing.resampled import merged
 from refine_testing.rewards import RecordingReward, checksum, text_of
-from refine_testing.traces import read_groups
+from refine_testing.traces import read_groups, rows_of
 from refine_testing.trl_host import ATTEMPT, as_q_prime, logged, questions, trainer_for
 
 pytestmark = pytest.mark.oldest
@@ -91,6 +91,19 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "flat": True,
         "objective": "rloo",
     },
+    # Rounds of slots: 9 and 3 rows, padded; rewards of a half or more are right.
+    "joint": {"settings": _settings(6, 4, 3, refine_mode="joint")},
+    "on_failure": {"settings": _settings(6, 4, 2, refine_mode="on_failure", refine_max_reward=0.5, max_steps=3)},
+    "on_failure, drawn again": {
+        "settings": _settings(
+            6, 4, 2, refine_mode="on_failure", refine_max_reward=0.6, refine_dynamic_sampling=2, max_steps=3
+        ),
+        "pays": "flat",
+    },
+    "rescue, rloo": {
+        "settings": _settings(6, 4, 3, refine_mode="rescue", refine_max_reward=0.9, max_steps=3),
+        "objective": "rloo",
+    },
     "reward raises on rank 1": {"settings": _settings(6, 4, 4), "fault": "raises", "on_rank": 1},
     "reward is short on rank 0": {"settings": _settings(6, 4, 4), "fault": "one too few", "on_rank": 0},
     "skipped on rank 1": {
@@ -109,8 +122,12 @@ DRAWN_AGAIN = [name for name, scenario in SCENARIOS.items() if scenario.get("fla
 HEALTHY = [
     name
     for name, scenario in SCENARIOS.items()
-    if "fault" not in scenario and "half" not in name and name not in DRAWN_AGAIN
+    if "fault" not in scenario
+    and "half" not in name
+    and name not in DRAWN_AGAIN
+    and "refine_mode" not in scenario["settings"]
 ]
+MODES = [name for name, scenario in SCENARIOS.items() if "refine_mode" in scenario["settings"]]
 
 
 class Ran:
@@ -207,6 +224,33 @@ def test_a_group_shares_the_draft_that_one_process_would_choose(name: str, ran: 
             assert len(group["refinements"]) == size
     assert next(groups, None) is None, "a group is in the trace twice"
     assert len({group["group_id"] for group in trace}) == len(trace)
+
+
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("name", MODES)
+def test_each_row_of_a_mode_is_on_the_rank_of_its_slot(name: str, ran: Ran) -> None:
+    """Groups 1 straddle; rows are sampled wherever there is room and trained where the host's batch has their place."""
+    ranks, trace = ran(name)
+    settings, rloo = SCENARIOS[name]["settings"], SCENARIOS[name].get("objective") == "rloo"
+    expected = rows_of(trace)
+    found = [
+        row
+        for number in range(len(ranks[0]["batches"]))
+        for row in zip(
+            _joined(ranks, "batches", number, "prompts"), _joined(ranks, "batches", number, "completions"), strict=True
+        )
+    ]
+    assert found == [(prompt, text) for prompt, text, _ in expected]
+    advantages = [
+        value for n in range(len(ranks[0]["batches"])) for value in _joined(ranks, "batches", n, "advantages")
+    ]
+    by_hand = (leave_one_out_advantages if rloo else grpo_advantages)([r for _, _, r in expected], 4)
+    assert advantages == pytest.approx(by_hand, abs=1e-5)
+    refined = [group for group in trace if group["refined"]]
+    assert refined, "the case has no refined group"
+    on_question = [on for group in trace if not group.get("replaced") for _, on, _ in group["slots"]]
+    assert any(on_question) == (settings["refine_mode"] != "joint")
+    assert bool(sum(ranks[0]["metrics"].get(SAMPLED, []))) == ("refine_dynamic_sampling" in settings)
 
 
 @pytest.mark.timeout(SECONDS + 60)

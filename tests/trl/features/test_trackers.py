@@ -46,7 +46,8 @@ def _pay(prompt: str, text: str, columns: dict[str, Any]) -> float:
 
 def test_every_documented_name_arrives_at_every_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = next(p for p in Path(__file__).parents if (p / "docs").is_dir()) / "docs" / "metrics.md"
-    documented = set(TABLE.findall(docs.read_text(encoding="utf-8")))
+    # Counts of causes come with their first occurrence.
+    documented = {name for name in TABLE.findall(docs.read_text(encoding="utf-8")) if not is_cause(name)}
     assert documented == {name for name in MEANINGS if not is_cause(name)}
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     wandb, to_wandb = _tracking(WandbCallback, "_wandb")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from refine_testing.rewards import RecordingReward
-from refine_testing.trl_host import Batch, chats, logged, questions, trainer_for, weights_of
+from refine_testing.trl_host import Batch, chats, logged, questions, trainer_for, unpadded, weights_of
 
 RANK = int(os.environ["RANK"])
 FLAT = (0, 2, 3, 5, 7, 8, 10)
@@ -49,7 +49,7 @@ class Flat(RankReward):
 
 def run(name: str, scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One training; what this rank saw of it."""
-    reward = (Flat if scenario.get("flat") else RankReward)(scenario)
+    reward = (Flat if scenario.get("flat") or scenario.get("pays") == "flat" else RankReward)(scenario)
     count = scenario.get("questions", 12)
     data: Dataset = (chats if scenario.get("chat") else questions)(count, number=list(range(count)))
     trainer = trainer_for(
@@ -88,6 +88,10 @@ def _batch(batch: Batch, tokenizer: Any) -> dict[str, Any]:
     return {
         "questions": [row["prompt"] for row in batch.rows],
         "prompts": batch.prompts(tokenizer),
+        "completions": [
+            tokenizer.decode(ids, skip_special_tokens=True)
+            for ids in unpadded(batch.output["completion_ids"], batch.output["completion_mask"])
+        ],
         "trained_tokens": batch.output["completion_mask"].sum(1).tolist(),
         "advantages": batch.output["advantages"].tolist(),
     }
