@@ -446,6 +446,8 @@ class Workshop:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # One process less to start; OpenRLHF's --train.full_determinism_enable sets it too.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # vLLM compiles its sampler where it is first used: half a minute for a few tokens.
+            "TORCHDYNAMO_DISABLE": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "RAY_memory_monitor_refresh_ms": "0",
