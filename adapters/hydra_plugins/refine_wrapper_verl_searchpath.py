@@ -1,20 +1,14 @@
 """Puts the config group ``refine`` on the search path of Hydra applications, and our callback into those of veRL.
 
 Hydra finds this file because ``hydra_plugins`` is the namespace package it looks in. A group that nobody names changes
-nothing, and the callback does nothing in a configuration without our keys.
+nothing, and the callback does nothing where the composed configuration has none of our keys.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-
-_LAUNCHED = "REFINE_WRAPPER_LAUNCH"
-"""As in refine_wrapper.settings.sources, which an application that is none of ours need not import."""
 
 
 class RefineSearchPath(SearchPathPlugin):
@@ -22,9 +16,7 @@ class RefineSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="refine-wrapper", path="pkg://refine_wrapper_verl.conf")
-        words = " ".join(sys.argv)
-        if "verl" in words or "refine." in words or _LAUNCHED in os.environ:
-            _add_callback()
+        _add_callback()
 
 
 def _add_callback() -> None:

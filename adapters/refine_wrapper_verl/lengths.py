@@ -15,12 +15,22 @@ _PROMPT = "actor_rollout_ref.rollout.prompt_length"
 _CONTROL_TOKENS = 16
 """More than any known chat template puts around one turn."""
 
-# Host setting -> the switch that makes it count. Each must hold a whole sequence, or veRL stops in the first update.
+# Host setting -> the switch that makes it count, and the role that computes it. Each must hold a whole sequence, or
+# veRL stops in the first update.
 _TOKENS_PER_GPU = {
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "actor_rollout_ref.actor.use_dynamic_bsz",
-    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz",
-    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": "actor_rollout_ref.ref.log_prob_use_dynamic_bsz",
-    "critic.ppo_max_token_len_per_gpu": "critic.use_dynamic_bsz",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (
+        "actor_rollout_ref.actor.use_dynamic_bsz",
+        "actor_rollout_ref.actor",
+    ),
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": (
+        "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz",
+        "actor_rollout_ref.actor",
+    ),
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": (
+        "actor_rollout_ref.ref.log_prob_use_dynamic_bsz",
+        "actor_rollout_ref.ref",
+    ),
+    "critic.ppo_max_token_len_per_gpu": ("critic.use_dynamic_bsz", "critic"),
 }
 
 
@@ -63,13 +73,14 @@ def longest_prompt(rollout: Any, model: Any) -> int:
     return longest if model_length is None else min(longest, int(model_length) - int(rollout.response_length))
 
 
-def check_lengths(config: DictConfig, settings: RefineConfig, overhead: int = 0) -> None:
+def check_lengths(config: DictConfig, settings: RefineConfig, overhead: int = 0, model: Any = None) -> None:
     """Refuse lengths that cannot hold a draft beside the longest question, or a whole sequence.
 
     Args:
         config: The run's configuration.
         settings: The resolved settings.
         overhead: Tokens the template adds, if known.
+        model: The model's configuration, if known: its positions are the limit where ``max_model_len`` is unset.
 
     Raises:
         BudgetError: With the numbers to set.
@@ -85,6 +96,14 @@ def check_lengths(config: DictConfig, settings: RefineConfig, overhead: int = 0)
             f"Set {_PROMPT}={good}"
             + (f" and actor_rollout_ref.rollout.max_model_len={good + answer}." if rollout.max_model_len else ".")
         )
+    positions = prompt if model is None else longest_prompt(rollout, model)
+    if positions < least:
+        raise BudgetError(
+            f"refine: the model holds {positions + answer} tokens, response_length={answer} of them for the answer, so "
+            f"that no draft fits beside a question of data.max_prompt_length={longest_question} with the template "
+            f"({overhead or 'some'} tokens). Lower data.max_response_length to at most "
+            f"{max(0, positions + answer - least)}, or data.max_prompt_length."
+        )
     sequence = prompt + answer
     if rollout.max_model_len is not None and int(rollout.max_model_len) < sequence:
         raise BudgetError(
@@ -92,16 +111,23 @@ def check_lengths(config: DictConfig, settings: RefineConfig, overhead: int = 0)
             f"+ response_length={answer}, so answers to refined prompts would be cut. Set "
             f"actor_rollout_ref.rollout.max_model_len={sequence}."
         )
-    for setting, switch in _TOKENS_PER_GPU.items():
+    for setting, (switch, role) in _TOKENS_PER_GPU.items():
         tokens: Any = OmegaConf.select(config, setting)
         if tokens is None or not OmegaConf.select(config, switch):
             continue
-        parallel = int(OmegaConf.select(config, "actor_rollout_ref.actor.ulysses_sequence_parallel_size") or 1)
+        parallel = _sequence_parallel_size(config, role)
         if int(tokens) * parallel < sequence:
             raise BudgetError(
                 f"refine: {setting}={tokens} cannot hold one sequence of {sequence} tokens ({_PROMPT}={prompt} + "
                 f"response_length={answer}). Set {setting}={-(-sequence // parallel)} or more."
             )
+
+
+def _sequence_parallel_size(config: DictConfig, role: str) -> int:
+    """How many GPUs of a role share one sequence: Megatron's context parallelism, or Ulysses."""
+    names = ("megatron.context_parallel_size", "ulysses_sequence_parallel_size")
+    sizes = [OmegaConf.select(config, f"{role}.{name}") for name in names]
+    return next((int(size) for size in sizes if size is not None), 1)
 
 
 def template_bound(settings: RefineConfig) -> int:

@@ -89,7 +89,7 @@ def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:
         store_settings(config, settings, int(rollout.n), int(rollout.prompt_length))
         announce(facts(config), settings, plugins)
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
-    check_lengths(config, settings, template_tokens(config, settings, model))
+    check_lengths(config, settings, template_tokens(config, settings, model), model.hf_config)
     return config
 
 

@@ -71,7 +71,11 @@ def is_prepared(config: DictConfig) -> bool:
 
 def has_objective(config: DictConfig, settings: RefineConfig) -> bool:
     """Whether the objective that the settings name, if any, is the one that will be trained."""
-    return settings.objective in (None, OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"))
+    name = settings.objective
+    if name is None or name == OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"):
+        return True
+    wanted = settings_on("verl", name, Plugins(settings.plugin_modules)).settings or {}
+    return all(OmegaConf.select(config, key) == value for key, value in wanted.items())
 
 
 def plain_group_size(config: DictConfig) -> int:

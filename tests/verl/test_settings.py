@@ -143,6 +143,25 @@ def test_lengths_that_cannot_work_are_refused_with_numbers(overrides: list[str],
         prepare(composed("+refine=best_of_4", *overrides))
 
 
+def test_gpus_that_share_a_sequence_hold_more_of_it() -> None:
+    """Megatron's context parallelism, per role: what is valid for the host is not refused."""
+    sizes = (
+        *(f"{PROMPT}=1500", "actor_rollout_ref.rollout.n=4"),
+        *("actor_rollout_ref.actor.use_dynamic_bsz=True", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1100"),
+        *("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=False", "critic.use_dynamic_bsz=False"),
+        *("actor_rollout_ref.ref.log_prob_use_dynamic_bsz=False",),
+    )
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        parallel = compose(
+            "ppo_megatron_trainer",
+            overrides=["+refine=best_of_4", *sizes, "actor_rollout_ref.actor.megatron.context_parallel_size=2"],
+        )
+        alone = compose("ppo_megatron_trainer", overrides=["+refine=best_of_4", *sizes])
+    prepare(parallel)
+    with pytest.raises(BudgetError, match="ppo_max_token_len_per_gpu=2012 or more"):
+        prepare(alone)
+
+
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [

@@ -74,11 +74,45 @@ def test_what_cannot_work_ends_the_command(tmp_path: Path) -> None:
     assert "its configuration" not in ran.stdout
 
 
-def test_a_sweep_by_single_keys_is_told_what_to_write(tmp_path: Path) -> None:
-    host = (f"--config-path={HOST}/trainer/config", "--config-name=ppo_trainer")
-    ran = _application(tmp_path, *host, "--multirun", "+refine.num_drafts=0,4", f"hydra.sweep.dir={tmp_path}/sweep")
+@pytest.fixture
+def own_file(tmp_path: Path) -> tuple[str, str]:
+    """A user's own YAML file on veRL's, which states our keys; no word of the command line is veRL's or ours."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        f"hydra:\n  searchpath: [file://{HOST}/trainer/config]\n"
+        "defaults: [ppo_trainer, _self_]\nrefine: {num_drafts: 3}\n"
+    )
+    return f"--config-path={folder}", "--config-name=mine"
+
+
+def test_keys_in_a_file_of_ones_own(tmp_path: Path, own_file: tuple[str, str]) -> None:
+    ran = _application(tmp_path, *own_file, "actor_rollout_ref.rollout.n=4")
+    assert ran.returncode == 0, ran.stderr
+    assert "refine-wrapper: on for veRL. N=3 drafts + G=4 refinements" in ran.stderr
+
+
+def test_a_job_of_a_sweep_is_told_what_to_add(tmp_path: Path, own_file: tuple[str, str]) -> None:
+    """Hydra copies a job's configuration before anybody may change it. With what is said it runs."""
+    sweep = ("--multirun", "actor_rollout_ref.rollout.n=4", f"hydra.sweep.dir={tmp_path}/sweep")
+    ran = _application(tmp_path, *own_file, *sweep)
     assert ran.returncode == 1
-    assert ran.stderr.startswith("refine: in a sweep (--multirun) our manager prepares each job. Use the config group")
+    assert ran.stderr.startswith("refine: in a sweep (--multirun) each job must state")
+    added = ran.stderr.strip().rpartition("Add to the command: ")[2].split()
+    assert {key.partition("=")[0] for key in added} == {
+        "++actor_rollout_ref.rollout.prompt_length",
+        "++actor_rollout_ref.rollout.agent.agent_loop_manager_class",
+    }
+    ran = _application(tmp_path, *own_file, *sweep, *added)
+    assert ran.returncode == 0, ran.stderr
+    assert "its configuration" in ran.stdout
+
+
+def test_a_sweep_that_does_not_refine_is_left_alone(tmp_path: Path) -> None:
+    host = (f"--config-path={HOST}/trainer/config", "--config-name=ppo_trainer")
+    sweep = ("--multirun", f"hydra.sweep.dir={tmp_path}/refine.sweep", "trainer.project_name=refine.mine")
+    ran = _application(tmp_path, *host, *sweep)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_an_application_that_is_not_verl_keeps_its_own_keys(tmp_path: Path) -> None:

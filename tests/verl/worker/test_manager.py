@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from refine_testing.tiny import save_tiny
 from refine_testing.verl_worker import compose_config
 from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
@@ -76,6 +77,14 @@ def test_a_prompt_length_without_room_is_refused_with_the_exact_number(model: st
         BudgetError, match=r"prompt_length=128 cannot hold.*template \(2\d\d tokens\).*prompt_length=\d\d\d"
     ):
         _create(compose_config(model, "+refine.num_drafts=4", "actor_rollout_ref.rollout.prompt_length=128"))
+
+
+def test_a_model_that_is_too_short_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    """With max_model_len unset its positions are the limit, here as in the workers."""
+    short = save_tiny(tmp_path / "short", max_positions=400)
+    config = compose_config(short, "+refine.num_drafts=4", "actor_rollout_ref.rollout.max_model_len=null")
+    with pytest.raises(BudgetError, match=r"the model holds 400 tokens, response_length=64.*Lower .* to at most \d+"):
+        _create(config)
 
 
 def test_match_budget_comes_too_late_here(model: str) -> None:
