@@ -77,11 +77,14 @@ def make_trace(
     hostile: bool = False,
     seed: int = 0,
     plain_share: float = 0.15,
+    skill: float = 0.3,
+    gain: float = 0.15,
     **settings: Any,
 ) -> Path:
     """A trace as `--refine.trace_dir` leaves it, of groups with 4 slots; by default with texts.
 
-    In a share of groups no draft has a reward: some of them stay plain, others are not trained.
+    In a share of groups no draft has a reward: some of them stay plain, others are not trained. ``skill`` is the chance
+    of a right first sample at the start, which grows by 0.5, and ``gain`` what later rounds have more.
     """
     writer = TraceWriter(folder, texts=texts)
     draw = random.Random(seed)
@@ -95,9 +98,8 @@ def make_trace(
             is_hostile = hostile and place == 0
             works = is_hostile or draw.random() >= plain_share
             question_id = GroupId("train", step, place)
-            writer.write(
-                _group(draw.choice(planners), draw, question_id, step / steps, works=works, hostile=is_hostile)
-            )
+            chances = (skill + 0.5 * step / steps, skill + 0.5 * step / steps + gain)
+            writer.write(_group(draw.choice(planners), draw, question_id, chances, works=works, hostile=is_hostile))
     return folder
 
 
@@ -206,7 +208,13 @@ class _Cell:
 
 
 def _group(
-    planner: Planner, draw: random.Random, group_id: GroupId, done: float, *, works: bool, hostile: bool
+    planner: Planner,
+    draw: random.Random,
+    group_id: GroupId,
+    chances: tuple[float, float],
+    *,
+    works: bool,
+    hostile: bool,
 ) -> Group:
     word = "".join(draw.choice("abcdefgh") for _ in range(6))
     right = word[::-1]
@@ -228,7 +236,7 @@ def _group(
         if planned is None:
             return planner.close(group, step=group_id.step)
         shown = None if planned.ask.show is None else group.samples[planned.ask.show]
-        chance = min(1.0, 0.3 + 0.5 * done + (0.15 if planned.number else 0.0))
+        chance = chances[min(planned.number, 1)]
         samples = [sample(chance, shown, number) for number in range(planned.ask.size)]
         if not works and not planned.number:
             samples = [replace(one, reward=None, outcome=Outcome.NO_REWARD) for one in samples]
