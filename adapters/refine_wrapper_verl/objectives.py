@@ -31,13 +31,15 @@ _PLAIN: Final[Mapping[str, Any]] = {
 """All that tells objectives apart: a name sets the whole of it, whatever the command said before."""
 
 
-def _objective(estimator: str, *, missing: str = "", **changes: Any) -> ObjectiveSettings:
-    """An objective by its estimator, and where it differs: ``mean``, ``loss``, ``clip`` (low, high), or whole keys."""
+def _objective(
+    estimator: str, keys: Mapping[str, Any] | None = None, *, missing: str = "", **changes: Any
+) -> ObjectiveSettings:
+    """An objective by its estimator, and where it differs: ``mean``, ``loss``, ``clip`` (low, high), or other ``keys``."""
     short = {"mean": _MEAN, "loss": _LOSS}
     settings: dict[str, Any] = {_ESTIMATOR: estimator, **_PLAIN}
     if "clip" in changes:
         settings[f"{_ACTOR}.clip_ratio_low"], settings[f"{_ACTOR}.clip_ratio_high"] = changes.pop("clip")
-    settings.update({short.get(name, name): value for name, value in changes.items()})
+    settings.update({short[name]: value for name, value in changes.items()} | dict(keys or {}))
     return ObjectiveSettings(settings, missing=missing)
 
 
@@ -45,11 +47,11 @@ OBJECTIVES: Final[Mapping[str, ObjectiveSettings]] = {
     "grpo": _objective("grpo", mean="seq-mean-token-mean"),
     "dapo": _objective(
         "grpo",
+        {f"{_FILTER}.enable": True, f"{_FILTER}.metric": "reward"},
         clip=(0.2, 0.28),
-        **{f"{_FILTER}.enable": True, f"{_FILTER}.metric": "reward"},
         missing="the overlong penalty, whose lengths are yours: veRL's reward manager dapo",
     ),
-    "dr_grpo": _objective("grpo", mean="seq-mean-token-sum-norm", **{"algorithm.norm_adv_by_std_in_grpo": False}),
+    "dr_grpo": _objective("grpo", {"algorithm.norm_adv_by_std_in_grpo": False}, mean="seq-mean-token-sum-norm"),
     "gspo": _objective("grpo", loss="gspo", mean="seq-mean-token-mean", clip=(3e-4, 4e-4)),
     "sapo": _objective("grpo", loss="sapo", mean="seq-mean-token-mean"),
     "cispo": _objective("grpo", loss="cispo"),
