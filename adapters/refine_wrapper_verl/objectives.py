@@ -34,7 +34,7 @@ _PLAIN: Final[Mapping[str, Any]] = {
 def _objective(
     estimator: str, keys: Mapping[str, Any] | None = None, *, missing: str = "", **changes: Any
 ) -> ObjectiveSettings:
-    """An objective by its estimator, and where it differs: ``mean``, ``loss``, ``clip`` (low, high), or other ``keys``."""
+    """An objective by its estimator, and where it differs: ``mean``, ``loss``, ``clip`` (low, high); other ``keys``."""
     short = {"mean": _MEAN, "loss": _LOSS}
     settings: dict[str, Any] = {_ESTIMATOR: estimator, **_PLAIN}
     if "clip" in changes:
