@@ -220,7 +220,7 @@ def test_a_group_shares_the_draft_that_one_process_would_choose(name: str, ran: 
                 expected = f"<|im_start|>user\n{expected[:-2]}<|im_end|>\n<|im_start|>assistant\n"
             assert prompts[first : first + size] == [expected] * size
             group = next(groups)
-            assert [draft["text"] for draft in group["drafts"]] == [draft.strip() for draft in drafts[own]]
+            assert [draft["text"] for draft in group["drafts"]] == drafts[own]
             assert len(group["refinements"]) == size
     assert next(groups, None) is None, "a group is in the trace twice"
     assert len({group["group_id"] for group in trace}) == len(trace)
@@ -249,7 +249,8 @@ def test_each_row_of_a_mode_is_on_the_rank_of_its_slot(name: str, ran: Ran) -> N
     refined = [group for group in trace if group["refined"]]
     assert refined, "the case has no refined group"
     on_question = [on for group in trace if not group.get("replaced") for _, on, _ in group["slots"]]
-    assert any(on_question) == (settings["refine_mode"] != "joint")
+    if "refine_dynamic_sampling" not in settings:
+        assert any(on_question) == (settings["refine_mode"] != "joint")
     assert bool(sum(ranks[0]["metrics"].get(SAMPLED, []))) == ("refine_dynamic_sampling" in settings)
 
 
@@ -376,8 +377,11 @@ def _traced(folder: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[f
     )
     trainer.train()
     groups = read_groups(folder / "trace")
-    timed = ("time", "stage1_seconds", "stage2_seconds")
-    return [{n: v for n, v in group.items() if n not in timed} for group in groups], logged(trainer, "loss")
+    for group in groups:
+        del group["time"]
+        for one in group["rounds"]:
+            del one["seconds"]
+    return groups, logged(trainer, "loss")
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "rloo"}, {"refine_selector": "random"}])
