@@ -102,6 +102,11 @@ def _linear(module):
     module.dispatch_cpu_unquantized_gemm = plain
 
 
+def _registry(module):
+    """vLLM looks at a model's class in a process of its own, so that CUDA is not touched: it imports all of vLLM again."""
+    module._run_in_subprocess = lambda inspect: inspect()
+
+
 def _record(module):
     append = module.NaiveReplayBuffer.append
 
@@ -139,6 +144,7 @@ _HOOKS = {
     "ray": _ray,
     "ray.dashboard.head": _dashboard,
     "vllm.model_executor.layers.utils": _linear,
+    "vllm.model_executor.models.registry": _registry,
     "vllm.v1.core.sched.scheduler": _requests,
     "openrlhf.utils.distributed_util": _weight_sync,
     "openrlhf.utils.deepspeed.deepspeed": _device_mesh,
