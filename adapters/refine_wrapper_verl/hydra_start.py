@@ -37,6 +37,24 @@ class PrepareConfig(Callback):
 
             prepare(config)
 
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """A trainer that never asked for our manager trained plain, although the driver said that it refines.
+
+        Raises:
+            SystemExit: Saying so.
+        """
+        run = OmegaConf.select(config, "refine._run") if _is_ours(config) else None
+        if not run or job_return.status.name != "COMPLETED":
+            return
+        from refine_wrapper_verl.asked import nobody_asked
+
+        if nobody_asked(str(run)):
+            sys.exit(
+                "refine: nothing was refined. This trainer made an agent loop manager of its own and never asked for "
+                f"the one that {_MANAGER_KEY} names. What was trained is a plain run. Use verl.trainer.main_ppo, or "
+                "have the recipe load the named class as veRL's trainers do."
+            )
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """In a sweep, for each job: Hydra has copied its configuration by now, so the job must state what it needs.
 

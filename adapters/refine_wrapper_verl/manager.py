@@ -25,6 +25,7 @@ from refine_wrapper.errors import ConfigError, SeamError  # noqa: E402
 from refine_wrapper.hosts.start import announce, check_start  # noqa: E402
 from refine_wrapper.plugins.manager import Plugins  # noqa: E402
 from refine_wrapper.settings.config import RefineConfig  # noqa: E402
+from refine_wrapper_verl.asked import note_asked  # noqa: E402
 from refine_wrapper_verl.chunks import GroupIds, whole_group_slices  # noqa: E402
 from refine_wrapper_verl.lengths import check_lengths  # noqa: E402
 from refine_wrapper_verl.logs import RefineLog  # noqa: E402
@@ -35,6 +36,7 @@ from refine_wrapper_verl.settings import (  # noqa: E402
     is_prepared,
     read_settings,
     refuse_unsupported,
+    run_name,
     store_settings,
 )
 from refine_wrapper_verl.tokens import template_tokens  # noqa: E402
@@ -64,8 +66,10 @@ class RefineAgentLoopManager:
         uses_queue = bool(OmegaConf.select(config, "transfer_queue.enable"))
         if not settings.active:
             return await (AgentLoopManagerTQ if uses_queue else AgentLoopManager).create(config, *args, **kwargs)
+        config = checked(config, settings)
+        note_asked(run_name(config))
         kind = RefineManagerTQ if uses_queue else RefineManagerV0
-        return await kind.create(checked(config, settings), *args, **kwargs)
+        return await kind.create(config, *args, **kwargs)
 
 
 def checked(config: DictConfig, settings: RefineConfig) -> DictConfig:

@@ -31,34 +31,30 @@ _PLAIN: Final[Mapping[str, Any]] = {
 """All that tells objectives apart: a name sets the whole of it, whatever the command said before."""
 
 
-def _objective(
-    estimator: str, keys: Mapping[str, Any] | None = None, *, missing: str = "", **changes: Any
-) -> ObjectiveSettings:
-    """An objective by its estimator, and where it differs: ``mean``, ``loss``, ``clip`` (low, high); other ``keys``."""
-    short = {"mean": _MEAN, "loss": _LOSS}
-    settings: dict[str, Any] = {_ESTIMATOR: estimator, **_PLAIN}
-    if "clip" in changes:
-        settings[f"{_ACTOR}.clip_ratio_low"], settings[f"{_ACTOR}.clip_ratio_high"] = changes.pop("clip")
-    settings.update({short[name]: value for name, value in changes.items()} | dict(keys or {}))
-    return ObjectiveSettings(settings, missing=missing)
+def _objective(estimator: str, changes: Mapping[str, Any] | None = None, *, missing: str = "") -> ObjectiveSettings:
+    """An objective by its estimator, and where it differs from the plain one."""
+    return ObjectiveSettings({_ESTIMATOR: estimator, **_PLAIN, **(changes or {})}, missing=missing)
+
+
+def _clip(low: float, high: float) -> dict[str, Any]:
+    return {f"{_ACTOR}.clip_ratio_low": low, f"{_ACTOR}.clip_ratio_high": high}
 
 
 OBJECTIVES: Final[Mapping[str, ObjectiveSettings]] = {
-    "grpo": _objective("grpo", mean="seq-mean-token-mean"),
+    "grpo": _objective("grpo", {_MEAN: "seq-mean-token-mean"}),
     "dapo": _objective(
         "grpo",
-        {f"{_FILTER}.enable": True, f"{_FILTER}.metric": "reward"},
-        clip=(0.2, 0.28),
+        {**_clip(0.2, 0.28), f"{_FILTER}.enable": True, f"{_FILTER}.metric": "reward"},
         missing="the overlong penalty, whose lengths are yours: veRL's reward manager dapo",
     ),
-    "dr_grpo": _objective("grpo", {"algorithm.norm_adv_by_std_in_grpo": False}, mean="seq-mean-token-sum-norm"),
-    "gspo": _objective("grpo", loss="gspo", mean="seq-mean-token-mean", clip=(3e-4, 4e-4)),
-    "sapo": _objective("grpo", loss="sapo", mean="seq-mean-token-mean"),
-    "cispo": _objective("grpo", loss="cispo"),
+    "dr_grpo": _objective("grpo", {"algorithm.norm_adv_by_std_in_grpo": False, _MEAN: "seq-mean-token-sum-norm"}),
+    "gspo": _objective("grpo", {_LOSS: "gspo", _MEAN: "seq-mean-token-mean", **_clip(3e-4, 4e-4)}),
+    "sapo": _objective("grpo", {_LOSS: "sapo", _MEAN: "seq-mean-token-mean"}),
+    "cispo": _objective("grpo", {_LOSS: "cispo"}),
     "rloo": _objective("rloo"),
     "reinforce++": _objective("reinforce_plus_plus"),
     "reinforce++-baseline": _objective("reinforce_plus_plus_baseline"),
-    "gpg": _objective("gpg", loss="gpg"),
+    "gpg": _objective("gpg", {_LOSS: "gpg"}),
     "opo": _objective("opo"),
     "ppo": _objective("gae", missing="a critic, whose model and sizes are yours: critic.*"),
 }

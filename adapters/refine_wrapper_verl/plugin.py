@@ -29,6 +29,7 @@ ADAPTER = Adapter(
         f"{_MANAGER}._init_agent_loop_workers(self)",
         "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopManagerTQ.generate_sequences(self, prompts)",
         "verl.utils.tracking:Tracking.log(self, data, step, backend)",
+        "verl.utils.tracking:Tracking.finish(self, exit_code)",
         "verl.utils.config:validate_config(config, use_reference_policy, use_critic)",
     ),
     group_size_flag="actor_rollout_ref.rollout.n",

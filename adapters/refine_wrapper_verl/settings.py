@@ -6,6 +6,7 @@ was composed elsewhere, when the manager is made. It imports neither veRL nor to
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -29,6 +30,9 @@ _PREPARED = "_plain_n"
 
 _PLAIN_PROMPT_LENGTH = "_plain_prompt_length"
 """A key beside the settings: the plain run's rollout.prompt_length, at which it cuts questions."""
+
+_RUN = "_run"
+"""A key beside the settings: a name for this run, under which its manager tells the driver that it was asked for."""
 
 _OBJECTIVE = "_objective"
 """A key beside the settings: the objective whose keys the driver has written, with refinement on and off."""
@@ -87,6 +91,11 @@ def plain_prompt_length(config: DictConfig) -> int:
     """``rollout.prompt_length`` of the plain run, before it was raised to hold a draft."""
     raised = int(config.actor_rollout_ref.rollout.prompt_length)
     return int(OmegaConf.select(config, f"{_NODE}.{_PLAIN_PROMPT_LENGTH}") or raised)
+
+
+def run_name(config: DictConfig) -> str:
+    """The name under which the manager of a prepared configuration tells the driver that it was asked for."""
+    return str(config[_NODE][_RUN])
 
 
 def total_steps(config: DictConfig) -> int | None:
@@ -189,6 +198,7 @@ def store_settings(config: DictConfig, settings: RefineConfig, plain: int, plain
             **with_absolute_paths(settings).model_dump(mode="json"),
             _PREPARED: plain,
             _PLAIN_PROMPT_LENGTH: plain_prompt,
+            _RUN: uuid.uuid4().hex,
             _OBJECTIVE: OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}"),
         }
 

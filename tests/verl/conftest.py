@@ -55,6 +55,7 @@ def _by_step(modes: tuple[str, ...]) -> tuple[str, ...]:
         "refine.plugin_modules=[refine_testing.verl_modes]",
         "refine.num_drafts=2",
         "refine.max_reward=0.5",
+        "actor_rollout_ref.rollout.prompt_length=600",  # drafts of a random model are whole, whatever bytes they are
         "actor_rollout_ref.rollout.n=4",
     )
 

@@ -28,11 +28,11 @@ def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _application(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _application(folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A user's own Hydra application that prints what its function gets."""
     script = folder / "recipe.py"
     script.write_text(
-        "import hydra\nfrom omegaconf import OmegaConf\n"
+        f"{before}import hydra\nfrom omegaconf import OmegaConf\n"
         "@hydra.main(config_path=None, version_base=None)\n"
         "def main(config):\n    print('its configuration:')\n    print(OmegaConf.to_yaml(config))\n"
         "main()\n"
@@ -113,6 +113,24 @@ def test_a_sweep_that_does_not_refine_is_left_alone(tmp_path: Path) -> None:
     sweep = ("--multirun", f"hydra.sweep.dir={tmp_path}/refine.sweep", "trainer.project_name=refine.mine")
     ran = _application(tmp_path, *host, *sweep)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+# STANDS IN for a running cluster: what the store says of a run.
+RAY = (
+    "import ray, ray.experimental.internal_kv as store\nray.is_initialized = lambda: True\n"
+    "store._internal_kv_get = lambda key, namespace=None: {}\n"
+)
+
+
+@pytest.mark.parametrize(("note", "code"), [("None", 1), ("b'1'", 0)], ids=["never-asked", "asked"])
+def test_a_trainer_that_never_asks_for_our_manager(tmp_path: Path, note: str, code: int) -> None:
+    """A recipe with a manager of its own trains plain; it must not end as if it had refined."""
+    host = (f"--config-path={HOST}/trainer/config", "--config-name=ppo_trainer", "+refine.num_drafts=4")
+    ran = _application(tmp_path, *host, before=RAY.format(note))
+    assert ran.returncode == code, ran.stderr
+    assert ("refine: nothing was refined. This trainer made an agent loop manager of its own" in ran.stderr) == bool(
+        code
+    )
 
 
 def test_an_application_that_is_not_verl_keeps_its_own_keys(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,8 +176,8 @@ def test_a_loop_that_appends_to_its_conversation(bench: Callable[..., Bench]) ->
     assert given["raw_prompt"] == [{"role": "user", "content": "What is 2+2?"}]
     drafts, refinements = host.engine.prompts[:4], host.engine.prompts[4:]
     assert len(set(drafts)) == len(set(refinements)) == 1
-    assert "answer" not in drafts[0]
-    assert refinements[0].count("answer ") == 1
+    assert not re.search(r"answer \d", drafts[0])
+    assert len(re.findall(r"answer \d", refinements[0])) == 1
     for row in host.rows_of("a"):
         assert list(row["raw_prompt"]) == [{"role": "user", "content": "What is 2+2?"}]
 
