@@ -1,4 +1,4 @@
-"""RefineConfig: every knob of the two-stage method, validated. Where values come from is in ``config_sources``."""
+"""RefineConfig: every setting, validated. Where values come from is in ``settings.sources``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refine_wrapper.nearest import did_you_mean
 
 
 class RefineConfig(BaseModel):
-    """Settings of two-stage refinement; the same names on every host.
+    """Settings of refinement; the same names on every host.
 
     As flags they read ``--refine.num_drafts 4``, in the environment ``REFINE_WRAPPER_NUM_DRAFTS=4``, in YAML
     ``num_drafts: 4``, in a TRL config ``refine_num_drafts=4``.
@@ -76,7 +76,7 @@ class RefineConfig(BaseModel):
     )
     plan: str | None = Field(None, description="Old name of `mode`; `paper` is the only value it had.")
     evaluation: Literal["single_shot", "refine"] = Field(
-        "single_shot", description="Evaluate as the plain host does (the method's definition), or through both stages."
+        "single_shot", description="Evaluate as the plain host does (the method's definition), or with refinement."
     )
     max_reward: float = Field(
         1.0, description="The highest reward there is; tells `already right` drafts apart in selection and metrics."

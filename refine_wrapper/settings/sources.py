@@ -8,7 +8,7 @@ Precedence, strongest first:
 4. a YAML file (``--refine.config refine.yaml`` or ``REFINE_WRAPPER_CONFIG``),
 5. the defaults in :class:`~refine_wrapper.settings.config.RefineConfig`.
 
-What is said nearer to the one launch at hand wins over what was said for many.
+So a setting of one launch wins over a setting that was made for many launches.
 """
 
 from __future__ import annotations
