@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refine_testing.traces import read_groups, rows_of
 
 SCRIPT = Path(__file__).parent / "scripts" / "colocate.py"
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -42,8 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A refined run of four steps with vLLM."""
     folder = tmp_path_factory.mktemp("vllm")
     _train(folder)
-    lines = (folder / "trace" / "groups.jsonl").read_text().splitlines()
-    return {**json.loads((folder / "result.json").read_text()), "groups": [json.loads(line) for line in lines]}
+    return {**json.loads((folder / "result.json").read_text()), "groups": read_groups(folder / "trace")}
 
 
 def test_drafts_and_refinements_come_from_the_engine(run: dict[str, Any]) -> None:
@@ -75,8 +75,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run with draft-ahead on an engine that holds less than q with a whole draft."""
     folder = tmp_path_factory.mktemp("short")
     _train(folder, "--max-length", "290", "--draft-ahead")
-    lines = (folder / "trace" / "groups.jsonl").read_text().splitlines()
-    return {**json.loads((folder / "result.json").read_text()), "groups": [json.loads(line) for line in lines]}
+    return {**json.loads((folder / "result.json").read_text()), "groups": read_groups(folder / "trace")}
 
 
 def test_the_draft_is_cut_to_the_length_of_the_engine(short: dict[str, Any]) -> None:
@@ -92,6 +91,20 @@ def test_drafts_of_the_next_batch_ride_along(run: dict[str, Any], short: dict[st
     assert sorted(short["trained"]) == sorted(g["prompt"] for g in short["groups"] for _ in range(4))
     # Each row has its own tokens: were completions handed to other rows, their logprobs would be far from the policy's.
     assert short["log"][-1][GAP] < 0.02
+
+
+def test_rows_trained_as_answers_to_q_are_left_out_of_the_engines_correction(tmp_path: Path) -> None:
+    """Mode on_failure: the engine's log-probabilities of such rows are under q', so their ratio is 1; others have theirs."""
+    _train(tmp_path, "--mode", "on_failure")
+    groups, result = read_groups(tmp_path / "trace"), json.loads((tmp_path / "result.json").read_text())
+    assert result["trained"] == [prompt for prompt, _, _ in rows_of(groups)]
+    on_question = [on for group in groups for _, on, _ in group["slots"]]
+    assert any(on_question), "no row was trained under q that was sampled under q'"
+    assert len(on_question) == len(result["ratios"])
+    assert {ratio for ratio, on in zip(result["ratios"], on_question, strict=True) if on} == {1.0}
+    assert any(ratio != 1.0 for ratio, on in zip(result["ratios"], on_question, strict=True) if not on)
+    assert all(entry[GAP] < 0.02 for entry in result["log"])
+    assert result["moved"] > 0.01
 
 
 def test_a_length_that_can_hold_no_draft_is_refused_with_numbers(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import types
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from refine_testing.trl_runs import (
     capturing,
     check_refined,
     make,
+    refined_settings,
     settings,
     trace_of,
     trained_rows,
@@ -25,6 +28,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTTrainer
 
 from refine_wrapper.errors import ConfigError, SeamError
 from refine_wrapper_trl import RefineGRPOTrainer, refine
+from refine_wrapper_trl.fields import RefineFields
+from refine_wrapper_trl.mixin import RefineMixin
+from refine_wrapper_trl.switch import switch_config, switch_trainer
 
 pytestmark = [pytest.mark.timeout(120)]
 
@@ -248,3 +254,51 @@ def test_off_by_config_is_the_host_alone(tmp_path: Path) -> None:
     assert [len(call["prompts"]) for call in reward.calls] == [4, 4]
     assert {prompt for prompt, _ in trained_rows(trainer)} == {q for call in reward.calls for q in call["prompts"]}
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.oldest
+def test_our_classes_stand_on_classes_that_the_launch_hook_swapped(tmp_path: Path) -> None:
+    """`refine-wrapper run` around a script that imports RefineGRPOTrainer, or puts the mixin before GRPOTrainer itself."""
+    module = types.ModuleType("trl.trainer.grpo_trainer")
+    module.GRPOTrainer = GRPOTrainer  # type: ignore[attr-defined]
+    switch_trainer(module)
+    configs = types.ModuleType("trl.trainer.grpo_config")
+    configs.GRPOConfig = GRPOConfig  # type: ignore[attr-defined]
+    switch_config(configs)
+
+    class Mine(RefineMixin, module.GRPOTrainer):  # type: ignore[name-defined]
+        pass
+
+    @dataclass
+    class MyConfig(RefineFields, configs.GRPOConfig):  # type: ignore[name-defined]
+        pass
+
+    reward = RecordingReward()
+    args = MyConfig(**refined_settings(tmp_path))
+    trainer = make(tmp_path, trainer_class=capturing(Mine), reward_funcs=reward, args=args)
+    trainer.train()
+    check_refined(trainer, reward, num_batches=2)
+
+
+@pytest.mark.oldest
+def test_flags_win_over_refine_and_refine_over_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFINE_WRAPPER_FLAGS", '{"selector": "median"}')
+    refining = refine(capturing(RefineGRPOTrainer), selector="random", num_drafts=2)
+    config = make(tmp_path, trainer_class=refining, refine_num_drafts=3)._refine_batches.config
+    assert (config.selector, config.num_drafts) == ("median", 2)
+    plain = refine(capturing(GRPOTrainer), selector="random", num_drafts=2)
+    config = make(tmp_path, trainer_class=plain, args=GRPOConfig(**settings(tmp_path)))._refine_batches.config
+    assert (config.selector, config.num_drafts) == ("median", 2)
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": "dapo"}, r"objective='dapo' must be set before RefineGRPOConfig lays out the loss"),
+        ({"match_budget": True}, r"match_budget must shrink num_generations and the batch before RefineGRPOConfig"),
+    ],
+)
+def test_what_the_config_lays_out_cannot_be_said_later(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path, trainer_class=refine(RefineGRPOTrainer, **given))

@@ -1,6 +1,6 @@
 """Trains GRPO with vLLM colocate on a tiny model and writes what happened; started by test_colocate.py.
 
-    python colocate.py FOLDER [--stale] [--max-length TOKENS] [--draft-ahead]
+    python colocate.py FOLDER [--stale] [--max-length TOKENS] [--draft-ahead] [--mode NAME]
 
 ``--stale`` leaves out the weight sync: the control that shows the check of vLLM's logprobs can fail.
 """
@@ -26,16 +26,19 @@ def main() -> None:
     parser.add_argument("--stale", action="store_true")
     parser.add_argument("--max-length", type=int, default=384)
     parser.add_argument("--draft-ahead", action="store_true")
+    parser.add_argument("--mode", default="paper")
     options = parser.parse_args()
     model = save_tiny(options.folder / "model", hidden_size=64)  # head_dim 32: the CPU backend refuses 16
     reward = RecordingReward()
     trained: list[list[int]] = []
+    ratios: list[float] = []
 
     class Watched(RefineGRPOTrainer):
         def _generate_and_score_completions(self, inputs):
             output = super()._generate_and_score_completions(inputs)
             for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True):
                 trained.append(ids[mask.bool()].tolist())
+            ratios.extend(output["importance_sampling_ratio"].mean(1).tolist())
             return output
 
     args = RefineGRPOConfig(
@@ -55,7 +58,9 @@ def main() -> None:
         save_strategy="no",
         logging_steps=1,
         disable_tqdm=True,
-        refine_num_drafts=3,
+        refine_num_drafts=3 if options.mode == "paper" else 2,
+        refine_mode=options.mode,
+        refine_max_reward=1.0 if options.mode == "paper" else 0.6,
         refine_draft_ahead=options.draft_ahead,
         refine_trace_dir=str(options.folder / "trace"),
         refine_trace_texts=True,
@@ -88,6 +93,7 @@ def main() -> None:
                 "rows_asked": rows_asked,
                 "rows_scored": [len(call["completions"]) for call in reward.calls],
                 "prompts_scored": sorted({prompt for call in reward.calls for prompt in call["prompts"]}),
+                "ratios": ratios,
                 "trained": [tokenizer.decode(ids) for ids in trained],
                 "longest_prompt": max(map(len, trained)),
                 "template_is_in": "Here is an attempt",
