@@ -16,7 +16,6 @@ from refine_wrapper.core.trace import read_trace
 from refine_wrapper_openrlhf import make_reward_func
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "openrlhf"
-BASH = "import os, sys; os.execvp('bash', ['bash', *sys.argv[1:]])"
 ON_A_CPU = ("--ds.attn_implementation", "eager", "--vllm.sync_backend", "gloo")
 
 
@@ -24,10 +23,19 @@ ON_A_CPU = ("--ds.attn_implementation", "eager", "--vllm.sync_backend", "gloo")
 def test_the_small_run(workshop: Workshop) -> None:
     folder = workshop.folder()
     subprocess.run(
-        [sys.executable, str(EXAMPLES / "small" / "prepare.py"), "--problems", "4"], cwd=folder, check=True, timeout=120
+        [sys.executable, str(EXAMPLES / "small" / "prepare.py"), "--problems", "4"], cwd=folder, check=True, timeout=400
     )
-    script = str(EXAMPLES / "small" / "train.sh")
-    run = workshop.run(folder, "-c", BASH, script, *ON_A_CPU, variables={"PYTHON": sys.executable})
+    printed = subprocess.run(
+        ["bash", str(EXAMPLES / "small" / "train.sh"), *ON_A_CPU],
+        env={**os.environ, "PYTHON": "echo"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    [command] = [line for line in printed.splitlines() if "train_ppo_ray" in line]
+    run = workshop.run_in_process(folder, *shlex.split(command))
     assert run.code == 0, run.screen[-4000:]
     assert "N=4 drafts + G=4 refinements = 8 completions per prompt, as many as the plain run samples" in run.screen
     groups = read_trace(folder / "outputs" / "trace")

@@ -14,7 +14,8 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from refine_testing.openrlhf_engine import NOTE, TOKENIZER, Engine, Params, chat, marked, sample_group
 
 from refine_wrapper.core.types import Cause
-from refine_wrapper.errors import SeamError
+from refine_wrapper.errors import ConfigError, SeamError
+from refine_wrapper_openrlhf.agent import make_agent_executor
 from refine_wrapper_openrlhf.launched_agent import GROUP, AgentExecutor
 
 pytestmark = pytest.mark.oldest
@@ -253,3 +254,67 @@ def test_requests_carry_their_priority_where_the_engine_takes_it(reward: str) ->
             engine.priorities.clear()
             run(engine, marked(reward), executor=executor)
             assert engine.priorities == expected
+
+
+def right_or(digit: int, when: Any) -> Any:
+    """An engine's script: the reward pays 1.0 for "10"."""
+    return lambda prompt, n: "10" if when(NOTE in prompt, n) else f"{digit}"
+
+
+def prompt_and_answer(row: dict[str, Any]) -> tuple[str, str]:
+    [(start, end)] = row["action_ranges"]
+    tokens = row["observation_tokens"]
+    return TOKENIZER.decode(tokens[:start]), TOKENIZER.decode(tokens[start:end], skip_special_tokens=True)
+
+
+def test_joint_trains_each_row_under_the_prompt_it_was_sampled_on(reward: str) -> None:
+    engine = Engine(lambda prompt, n: f"second {n}" if NOTE in prompt else f"first {(3, 7)[n]}")
+    rows = run(engine, marked(reward, size=5, mode="joint", num_drafts=2), size=5)
+    trained = [prompt_and_answer(row) for row in rows]
+    [refined] = set(engine.refined)
+    assert sorted(trained[:2]) == [(Q, "first 3"), (Q, "first 7")]
+    assert sorted(trained[2:]) == [(refined, f"second {n}") for n in range(3)]
+    assert "first 7" in refined
+    assert rows[0][GROUP].num_slots == 5
+
+
+def test_on_failure_trains_right_refinements_as_answers_to_the_question(reward: str) -> None:
+    engine = Engine(right_or(4, lambda refined, n: refined and n == 1))
+    rows = run(engine, marked(reward, size=4, mode="on_failure", num_drafts=2), size=4)
+    [refined] = set(engine.refined)
+    assert sorted(prompt_and_answer(row) for row in rows) == sorted([(Q, "4"), (Q, "4"), (refined, "4"), (Q, "10")])
+    [moved] = [slot for slot in rows[0][GROUP].slots_S if slot.on_question]
+    assert rows[0][GROUP].samples[moved.sample].reward == 1
+    assert all(row["rollout_log_probs"] is None for row in rows)
+    assert all(row["prompt"] == Q for row in rows)
+
+
+def test_rescue_gives_a_slot_to_another_sample(reward: str) -> None:
+    engine = Engine(right_or(4, lambda refined, n: refined))
+    rows = run(engine, marked(reward, size=3, mode="rescue", num_drafts=1), size=3)
+    assert [prompt_and_answer(row) for row in rows].count((Q, "10")) == 1
+    assert [float(row["reward"]) for row in rows].count(1.0) == 1
+    assert len(engine.prompts) == 3 + 1
+    assert {id(row[GROUP]) for row in rows} == {id(rows[0][GROUP])}
+
+
+def test_training_under_the_question_is_refused_with_the_samplers_logprobs(reward: str) -> None:
+    """The launcher refuses it at start; an agent file learns it from the first request."""
+    executor = make_agent_executor(mode="on_failure", num_drafts=1, reward=reward)()
+    with pytest.raises(ConfigError, match=r"Set --algo\.advantage\.is_correction_level off, or train_under=sampled"):
+        run(Engine(lambda prompt, n: "1"), Params(logprobs=1), executor=executor)
+
+
+def test_an_agent_file_counts_the_members_of_a_group(reward: str) -> None:
+    executor = make_agent_executor(mode="joint", num_drafts=3, reward=reward)()
+    engine = Engine(lambda prompt, n: "7")
+    run(engine, Params(), executor=executor, size=8)
+    assert (len(engine.drafted), len(engine.refined)) == (3, 5)
+    with pytest.raises(ConfigError, match="num_drafts must be from 1 to 1"):
+        run(engine, Params(), executor=executor, size=2)
+
+
+@pytest.mark.parametrize("mode", ["alternate", "adaptive"])
+def test_an_agent_file_refuses_modes_that_need_the_step(mode: str, reward: str) -> None:
+    with pytest.raises(ConfigError, match=r"depends on the step.*refine_wrapper_openrlhf\.train_ppo_ray"):
+        make_agent_executor(mode=mode, reward=reward)

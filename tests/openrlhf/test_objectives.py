@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -164,24 +163,12 @@ def test_rloo_with_a_reward_model_served_by_upstream(workshop: Workshop) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with (folder / "server" / "log").open("w") as log:
-        served = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "openrlhf.cli.serve_rm", "--reward.model_name_or_path", workshop.model),
-                *("--port", str(port), "--host", "127.0.0.1", "--ds.attn_implementation", "eager"),
-            ],
-            env=workshop.environment(folder / "server", 1),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        _wait_for(port, served)
+    serve = ("-m", "openrlhf.cli.serve_rm", "--reward.model_name_or_path", workshop.model, "--port", str(port))
+    with workshop.serving(folder / "server", *serve, "--host", "127.0.0.1", "--ds.attn_implementation", "eager"):
+        _wait_for(port)
         flags = workshop.flags(folder, reward__remote_url=f"http://127.0.0.1:{port}/get_reward")
         refine = (by_name("rloo"), "--refine.num_drafts=2", *workshop.traced(folder))
         run = workshop.run_in_process(folder, *LAUNCHER, *flags, *refine)
-    finally:
-        served.terminate()
-        served.wait(timeout=30)
     assert_refined(run, workshop, "rloo", drafts=2, group_size=2)
     for group in run.groups:
         rewards = [draft["reward"] for draft in drafts_of(group)]
@@ -336,10 +323,9 @@ def test_ctrl_c_leaves_nothing_behind(workshop: Workshop) -> None:
     assert not run.left_behind, run.left_behind
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(port: int) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end:
-        assert process.poll() is None, "serve_rm ended"
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=2).close()
             return

@@ -349,45 +349,59 @@ class Workshop:
 
         See ``refine_testing.openrlhf_in_process``: for what has nothing to do with Ray. Takes a tenth of the time.
         """
-        log = folder / "screen.log"
-        if self._in_process is None:
-            shared = self.root / "in_process"
-            shared.mkdir()
-            environment = {**self.environment(shared, 1), "RAY_ADDRESS": "stand-in"}
-            environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parents[1]}"
-            self._in_process = subprocess.Popen(
-                # Not by -m: what is in the main module is shipped by value.
-                [sys.executable, "-c", "from refine_testing.openrlhf_in_process import main; main()"],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=shared,
-            )
-            assert self._in_process.stdout is not None
-            while self._in_process.stdout.readline().strip() != "ready":
-                assert self._in_process.poll() is None, "could not import the host"
-        process = self._in_process
+        answer, text = self._ask(folder, command, serves=False)
+        assert answer["code"] is not None, f"not over after {TIMEOUT} s:\n{text[-3000:]}"
+        return Run(answer["code"], text, folder, [])
+
+    @contextlib.contextmanager
+    def serving(self, folder: Path, *command: str) -> Generator[None]:
+        """The same for a command that serves until it is ended."""
+        process = self._ask(folder, command, serves=True)[0]["process"]
+        try:
+            yield
+        finally:
+            os.kill(process, signal.SIGTERM)
+
+    def _ask(self, folder: Path, command: tuple[str, ...], *, serves: bool) -> tuple[dict[str, Any], str]:
+        process = self._in_process = self._in_process or self._start_in_process()
         assert process.stdin is not None
         assert process.stdout is not None
         assert command[0] == "-m"
-        own = ("REFINE_TEST_RECORD", "HF_DATASETS_CACHE")
+        log = folder / "screen.log"
         environment = self.environment(folder, 1)
         job = {
             "command": command[1:],
             "folder": str(folder),
             "screen": str(log),
-            "environment": {name: environment[name] for name in own},
+            "environment": {name: environment[name] for name in ("REFINE_TEST_RECORD", "HF_DATASETS_CACHE")},
+            "serves": serves,
             "timeout": TIMEOUT,
         }
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
-        text = log.read_text(errors="replace")
+        text = log.read_text(errors="replace") if log.exists() else ""
         assert answer, f"the process with OpenRLHF ended:\n{text[-3000:]}"
-        code = json.loads(answer)["code"]
-        assert code is not None, f"not over after {TIMEOUT} s:\n{text[-3000:]}"
-        return Run(code, text, folder, [])
+        return json.loads(answer), text
+
+    def _start_in_process(self) -> subprocess.Popen[str]:
+        shared = self.root / "in_process"
+        shared.mkdir()
+        environment = {**self.environment(shared, 1), "RAY_ADDRESS": "stand-in"}
+        environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parents[1]}"
+        process = subprocess.Popen(
+            # Not by -m: what is in the main module is shipped by value.
+            [sys.executable, "-c", "from refine_testing.openrlhf_in_process import main; main()"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=shared,
+        )
+        assert process.stdout is not None
+        while process.stdout.readline().strip() != "ready":
+            assert process.poll() is None, "could not import the host"
+        return process
 
     @contextlib.contextmanager
     def cluster(self, folder: Path) -> Generator[Cluster]:
