@@ -74,6 +74,10 @@ def test_v1(
     assert "refine_group_id" not in batch
 
 
+async def _generated(manager: Any, batch: Any) -> Any:
+    return await manager.generate_sequences(batch)  # in the worker's loop
+
+
 def _v0_batch(*uids: str, **columns: Any) -> Any:
     rows = [prompt(uid, f"What is {uid}?") for uid in uids]
     made = {name: numpy.empty(len(rows), dtype=object) for name in rows[0] if name not in ("index", "global_steps")}
@@ -91,7 +95,7 @@ def test_v0(bench: Callable[..., Bench], managed: Callable[[Bench, type], Any], 
     batch = _v0_batch(*"aaabbb")
     if not named:
         del batch.non_tensor_batch["uid"]
-    output = host.run(manager.generate_sequences(batch))
+    output = host.run(_generated(manager, batch))
     texts = [host.text(ids) for ids in output.batch["prompts"]]
     assert [f"What is {uid}?" in text and TEMPLATE in text for uid, text in zip("aaabbb", texts, strict=True)] == [
         True
@@ -109,4 +113,4 @@ def test_v0_rows_that_are_no_groups_are_refused(
     batch = _v0_batch(*"aaab")
     del batch.non_tensor_batch["uid"]
     with pytest.raises(SeamError, match=r"4 rows without a uid.*n=3"):
-        host.run(managed(host, RefineManagerV0).generate_sequences(batch))
+        host.run(_generated(managed(host, RefineManagerV0), batch))
