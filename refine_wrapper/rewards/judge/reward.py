@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from refine_wrapper.core.types import Message
 from refine_wrapper.errors import ConfigError
+from refine_wrapper.messages import Message
 from refine_wrapper.nearest import did_you_mean
 from refine_wrapper.rewards.judge.failures import JudgeError
 from refine_wrapper.rewards.judge.prompts import Case, JudgePrompt, prompt_text

@@ -149,7 +149,7 @@ def test_a_sentence_is_searched_and_a_bare_answer_is_boxed() -> None:
     "unit", ["(", "√(", "1 ", "1,", "12,34", "a", "text ", r"\text{", "answer is ", "1\n", "\uff12", "{"]
 )
 def test_no_answer_makes_the_rules_slow(unit: str) -> None:
-    """Each would take minutes in time that grows with the square of the length; the session's limit is one."""
+    """Each would take minutes in time that grows with the square of the length; the tests' limit is five."""
     text = (unit * 100_000)[:100_000]
     notation(final_answer(text))
     notation(final_answer(rf"\boxed{{{text}}}"))
@@ -157,7 +157,7 @@ def test_no_answer_makes_the_rules_slow(unit: str) -> None:
 
 def test_is_registered_and_nothing_is_imported_for_it() -> None:
     rewards = Plugins(entry_points=False).all("reward")
-    names = ("math", "format", "reasoning-gym")
+    names = ("math", "format", "reasoning-gym", "judge")
     assert {name: reward.__name__ for name, reward in rewards.items()} == dict(zip(names, names, strict=True))
     assert rewards["math"] is Plugins(entry_points=False).get("reward", "math")
     code = (
