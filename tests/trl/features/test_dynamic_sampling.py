@@ -446,4 +446,4 @@ def test_the_objective_dapo_has_it(
     assert ("dynamic sampling" in told) == (rounds is not None)
     if rounds is not None:
         assert f"at most {rounds} times a batch" in told
-        assert "objective=dapo; not in TRL: the overlong penalty" in told
+        assert "objective=dapo; not set: the overlong penalty" in told
