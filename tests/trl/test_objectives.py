@@ -66,4 +66,4 @@ def test_every_objective_is_registered_through_the_hook() -> None:
 
 def test_what_is_missing_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer_for(tmp_path, RecordingReward(), questions(8), refine_objective="dapo", refine_num_drafts=2)
-    assert "objective=dapo; not in TRL: the overlong penalty" in capsys.readouterr().err
+    assert "objective=dapo; not set: the overlong penalty" in capsys.readouterr().err
