@@ -475,10 +475,8 @@ class Workshop:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "RAY_memory_monitor_refresh_ms": "0",
-            # How long a node may take to come up, in seconds, and no worker before one is asked for: there are two cores.
+            # How long a node may take to come up, in seconds.
             "RAY_raylet_start_wait_time_s": "300",
-            "RAY_enable_worker_prestart": "0",
-            "RAY_prestart_worker_first_driver": "0",
             # Ray gives its workers the lowest share of the CPU: beside anything else that computes they would starve.
             "RAY_worker_niceness": "0",
             "RAY_DEDUP_LOGS": "0",
