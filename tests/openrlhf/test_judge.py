@@ -13,11 +13,11 @@ import pytest
 from refine_testing.judge_server import Fault, JudgeServer, judge_server, quoted
 from refine_testing.openrlhf_engine import NOTE, Engine, chat, marked, sample_group
 
-from refine_wrapper.core.types import DraftOutcome
+from refine_wrapper.core.types import Outcome
 from refine_wrapper.errors import ConfigError
 from refine_wrapper.rewards.judge import JudgeReward
 from refine_wrapper_openrlhf import make_reward_func
-from refine_wrapper_openrlhf.launched_agent import OUTCOME, AgentExecutor
+from refine_wrapper_openrlhf.launched_agent import GROUP, AgentExecutor
 
 pytest.importorskip("openai")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openrlhf" / "judge"
@@ -48,7 +48,7 @@ def reward(tmp_path: Path) -> str:
 
 def _run(reward: str, script: Any, size: int = 2) -> list[dict[str, Any]]:
     engine = Engine(script)
-    return asyncio.run(sample_group(AgentExecutor(), engine, Q, "4", marked(reward), size))
+    return asyncio.run(sample_group(AgentExecutor(), engine, Q, "4", marked(reward, size=size), size))
 
 
 def _answers(prompt: str, number: int) -> str:
@@ -72,11 +72,11 @@ def test_both_stages_are_judged_on_q(server: JudgeServer, reward: str) -> None:
 def test_a_failed_judgement_is_a_failed_draft_with_its_reason(server: JudgeServer, reward: str) -> None:
     server.fault = lambda request, before: Fault(500) if quoted(request)[-1] == "first 7" else None
     rows = _run(reward, _answers)
-    [outcome] = {id(row[OUTCOME]): row[OUTCOME] for row in rows if OUTCOME in row}.values()
-    failed = [draft for draft in outcome.plan.drafts_N if draft.outcome is DraftOutcome.REWARD_EXCEPTION]
+    group = rows[0][GROUP]
+    failed = [draft for draft in group.drafts if draft.outcome is Outcome.REWARD_EXCEPTION]
     assert [draft.text for draft in failed] == ["first 7"]
     assert "judge_failure: server_error: 500" in failed[0].detail
-    assert outcome.plan.selection.draft.text == "first 5"
+    assert group.last_shown().text == "first 5"
 
 
 def test_a_group_cannot_be_compared_here() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from refine_wrapper_openrlhf.plugin import register_adapters
 
 # Of a start on a machine that others use, not of what is tested.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 LAUNCH = register_adapters()["openrlhf"].launch
 N, G, NUM_EVALUATIONS, EVAL_PROMPTS, EVAL_SAMPLES = 3, 2, 2, 2, 2

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refine_testing.signals import take_interrupts
+from refine_testing.starting import killed_at_start, repeated_at_start
 from refine_testing.tiny import save_tiny, tiny_tokenizer
 from refine_wrapper.core.trace import read_trace
 
@@ -30,7 +31,7 @@ LAUNCHER = ("-m", "refine_wrapper_openrlhf.train_ppo_ray")
 HOST = ("-m", "openrlhf.cli.train_ppo_ray")
 OPERATORS = Path(sys.prefix) / "torch_extensions"
 """Where DeepSpeed's compiled operators are kept: with the environment, not once per session."""
-TIMEOUT = 500
+TIMEOUT = 900
 """Seconds that one command may take: on a quiet machine it takes a tenth of it, but machines are shared."""
 NUM_PROMPTS = 4
 NOTE = "It may be wrong"
@@ -312,12 +313,21 @@ class Workshop:
             gpus: Logical GPUs of its Ray.
             variables: Added to its environment.
         """
+        return repeated_at_start(
+            lambda attempt: self._run(folder, command, interrupt_at, gpus, variables or {}),
+            lambda run: killed_at_start(run.code, run.screen, begun=bool(run.steps or run.calls)),
+            " ".join(command[:4]),
+        )
+
+    def _run(
+        self, folder: Path, command: tuple[str, ...], interrupt_at: str, gpus: int, variables: dict[str, str]
+    ) -> Run:
         log = folder / "screen.log"
         with log.open("w") as screen:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=folder,
-                env={**self.environment(folder, gpus), **(variables or {})},
+                env={**self.environment(folder, gpus), **variables},
                 stdout=screen,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -465,6 +475,8 @@ class Workshop:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "RAY_memory_monitor_refresh_ms": "0",
+            # How long a node may take to come up, in seconds.
+            "RAY_raylet_start_wait_time_s": "300",
             # Ray gives its workers the lowest share of the CPU: beside anything else that computes they would starve.
             "RAY_worker_niceness": "0",
             "RAY_DEDUP_LOGS": "0",
