@@ -120,7 +120,8 @@ def prepare(config: DictConfig) -> RefineConfig:
     if is_prepared(config):
         return settings
     settings.refuse_dynamic_sampling(*OWN_DYNAMIC_SAMPLING)
-    notes = [] if has_objective(config, settings) else _take_objective(config, settings)
+    taken = OmegaConf.select(config, f"{_NODE}.{_OBJECTIVE}")
+    notes = _take_objective(config, settings) if settings.objective not in (None, taken) else []
     if not settings.active:
         return settings
     settings.check_pipelined("veRL")
