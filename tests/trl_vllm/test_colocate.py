@@ -30,7 +30,7 @@ def _train(folder: Path, *options: str) -> None:
         [sys.executable, str(SCRIPT), str(folder), *options],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
         env=environment,
         start_new_session=True,

@@ -45,7 +45,7 @@ def _eval(folder: Path, out: str, *options: str) -> subprocess.CompletedProcess[
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
         start_new_session=True,
     )
