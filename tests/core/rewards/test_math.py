@@ -149,7 +149,7 @@ def test_a_sentence_is_searched_and_a_bare_answer_is_boxed() -> None:
     "unit", ["(", "√(", "1 ", "1,", "12,34", "a", "text ", r"\text{", "answer is ", "1\n", "\uff12", "{"]
 )
 def test_no_answer_makes_the_rules_slow(unit: str) -> None:
-    """Each would take minutes in time that grows with the square of the length; the tests' limit is five."""
+    """Each would take minutes in time that grows with the square of the length; the tests' limit is in pyproject.toml."""
     text = (unit * 100_000)[:100_000]
     notation(final_answer(text))
     notation(final_answer(rf"\boxed{{{text}}}"))
