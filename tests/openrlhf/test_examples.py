@@ -86,7 +86,7 @@ def test_rewards_of_refine_wrapper_in_openrlhfs_form() -> None:
     reward_func = make_reward_func(weighted(("math", 1.0), ("format", 1.0), name="both"))
     prompt = "<|im_start|>user\nQ, in \\boxed{}<|im_end|>\n<|im_start|>assistant\n"
     paid = reward_func([prompt + "It is \\boxed{2}.<|im_end|>"], [prompt], ["2"])
-    assert paid == {"rewards": [2.0], "scores": [2.0], "extra_logs": {"both": [2.0]}}
+    assert paid == {"rewards": [2.0], "scores": [2.0], "extra_logs": {"both": [2.0], "math/timeouts": [0.0]}}
     assert reward_func([prompt + "It is 3.<|im_end|>"], [prompt], ["2"])["rewards"] == [0.0]
 
 
