@@ -158,7 +158,7 @@ def test_trl_trains_with_it(served: Served, tmp_path: Path, kind: type[JudgeRewa
     groups = read_trace(trace)
     judged = [json.loads(line) for line in (trace / "judge.jsonl").read_text().splitlines()]
     assert len(judged) == 2 * (3 + 4)
-    rewards = [sample["reward"] for group in groups for sample in (*group["drafts"], *group["refinements"])]
+    rewards = [sample["reward"] for group in groups for sample in group["samples"]]
     assert sorted(rewards) == pytest.approx(sorted(line["scores"][0] for line in judged))
     for line in judged:
         text = json.dumps(line["messages"])
