@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from refine_testing.signals import take_interrupts
+from refine_testing.traces import read_groups
 
 from refine_wrapper.study.report import write_report
 from refine_wrapper.study.report.run_folder import read_run
@@ -74,8 +75,7 @@ def test_the_report_reads_it_as_it_reads_an_ablation(finished: tuple[Path, str])
 
 def test_the_refined_arm_was_refined_by_the_core(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    lines = (out / "cells" / "refined-0" / "trace" / "groups.jsonl").read_text().splitlines()
-    groups = [json.loads(line) for line in lines]
+    groups = read_groups(out / "cells" / "refined-0" / "trace")
     assert len(groups) == 3 * 4
     assert {len(g["drafts"]) for g in groups} == {4}
     assert {len(g["refinements"]) for g in groups} == {4}

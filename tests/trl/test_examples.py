@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from refine_testing.tiny import save_tiny
+from refine_testing.traces import read_groups
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "trl"
 RUN = (sys.executable, "-m", "refine_wrapper.cli", "run")
@@ -22,18 +23,14 @@ def _run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return ran
 
 
-def _groups(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
-
-
 def test_the_small_script_plain_and_switched_on(tmp_path: Path) -> None:
     _run(*SMALL, folder=tmp_path)
     assert not (tmp_path / "trace").exists()
     flags = ("--refine.num_drafts", "4", "--refine.match_budget", "--refine.trace_dir", "trace")
     _run(*RUN, *flags, "--", *SMALL, folder=tmp_path)
-    groups = _groups(tmp_path / "trace")
+    groups = read_groups(tmp_path / "trace")
     assert len(groups) == 2 * 2  # steps x prompts a step, as in the plain run
-    assert all(len(g["drafts"]) == 4 and len(g["refinements"]) == 4 for g in groups)  # type: ignore[arg-type]
+    assert all(len(g["drafts"]) == 4 and len(g["refinements"]) == 4 for g in groups)
 
 
 def test_the_papers_recipe_parses_and_trains_a_tiny_model(tmp_path: Path) -> None:
@@ -60,7 +57,7 @@ def test_the_papers_recipe_parses_and_trains_a_tiny_model(tmp_path: Path) -> Non
         sys.executable, str(folder / "train.py"), "--config", str(folder / "recipe.yaml"), *flags, folder=tmp_path
     )
     assert "N=4 drafts + G=4 refinements" in ran.stderr
-    groups = _groups(tmp_path / "trace")
+    groups = read_groups(tmp_path / "trace")
     assert len(groups) == 2
-    assert all(len(g["drafts"]) == 4 and len(g["refinements"]) == 4 for g in groups)  # type: ignore[arg-type]
+    assert all(len(g["drafts"]) == 4 and len(g["refinements"]) == 4 for g in groups)
     assert (tmp_path / "out" / "model.safetensors").exists()

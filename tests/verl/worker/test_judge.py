@@ -60,7 +60,7 @@ def test_both_stages_are_judged_on_q(
     assert not any(TEMPLATE in json.dumps(request) for request in server.requests)
     assert sorted(host.reward.scored) == [pytest.approx(n / 10) for n in range(7)]
     [group] = host.worker.take_finished_groups()
-    assert [draft.outcome.value for draft in group.plan.drafts_N] == ["ok"] * 4
+    assert [draft.outcome.value for draft in group.drafts] == ["ok"] * 4
 
 
 def test_a_failed_judgement_is_a_failed_draft_with_its_reason(
@@ -70,8 +70,8 @@ def test_a_failed_judgement_is_a_failed_draft_with_its_reason(
     host = bench(reward=_reward(tmp_path, "AsyncJudgeReward"), answer=lambda text, number: f"answer {number}")
     host.prompts(_asked())
     [group] = host.worker.take_finished_groups()
-    assert [draft.outcome.value for draft in group.plan.drafts_N] == ["ok", "ok", "ok", "reward_exception"]
-    assert "judge_failure: server_error: 500" in group.plan.drafts_N[3].detail
+    assert [draft.outcome.value for draft in group.drafts] == ["ok", "ok", "ok", "reward_exception"]
+    assert "judge_failure: server_error: 500" in group.drafts[3].detail
     assert len(host.rows_of("a")) == 3
 
 
