@@ -194,7 +194,7 @@ OTHER_MODES: dict[str, dict[str, Any]] = {
     "paper, under q": {"refine_mode": "paper", "refine_train_under": "question_if_right"},
     "half of the groups": {"refine_mode": "joint", "refine_refine_share": 0.5},
     "dynamic sampling": {"refine_mode": "on_failure", "refine_dynamic_sampling": 2},
-    "peft and kl": {"refine_mode": "on_failure", "beta": 0.1},
+    "kl": {"refine_mode": "on_failure", "beta": 0.1},
 }
 
 
