@@ -123,7 +123,8 @@ class Runtime:
         settings = self._settings
         order = order_of(case, number)
         request = self._request(case, order, number)
-        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        # With its number: without a seed (settings can take it out) several judgements are one request otherwise.
+        key = hashlib.sha256(json.dumps([request, number], sort_keys=True).encode()).hexdigest()
         reply, cached = None, False
         verdict: Verdict
         try:
